@@ -27,6 +27,10 @@ def _check(ok: bool, flag: str, value: object, remedy: str) -> None:
         raise UserError(f"{flag} is {value}: {remedy}")
 
 
+def _flag(section: str, name: str) -> str:
+    return f"--{section}.{name.replace('_', '-')}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """The frozen GPT-2."""
@@ -221,10 +225,6 @@ BASELINE = Settings()
 IMPROVED = Settings(
     lora=LoraSettings(rank=16, alpha=32.0, dropout=0.1, targets=("c_attn", "c_proj", "c_fc"), init="gaussian")
 )
-
-
-def _flag(section: str, name: str) -> str:
-    return f"--{section}.{name.replace('_', '-')}"
 
 
 def to_json(settings: Any) -> dict[str, Any]:
