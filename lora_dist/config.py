@@ -68,7 +68,7 @@ class LoraSettings:
 
     @property
     def scaling(self) -> float:
-        """alpha / rank, the factor of B A x (Hu et al. 2021, section 4.1)."""
+        """Alpha / rank, the factor of B A x (Hu et al. 2021, section 4.1)."""
         return self.alpha / self.rank
 
 

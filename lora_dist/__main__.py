@@ -1,0 +1,8 @@
+"""`python -m lora_dist COMMAND`."""
+
+import sys
+
+from lora_dist.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Checkpoints: adapter, AdamW moments and position, whole and free of the strategy that wrote them.
+
+The order of the examples and the dropout are functions of (seed, update, rank), so the count of updates is the only
+position there is, and no random state has to be kept. Nothing here needs unpickling; no frozen weight is written.
+"""
+
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lora_dist.config import LoraSettings, UserError
+from lora_dist.distributed import Replica, World, barrier
+from lora_dist.model import BaseIdentity, load_adapter_state, save_adapter
+from lora_dist.run_dir import RunDir, new_folder, read_json, write_json
+
+MOMENTS = "optimizer.safetensors"
+STATE = "state.json"
+
+
+def save(
+    run: RunDir,
+    replica: Replica,
+    world: World,
+    updates: int,
+    recipe: dict[str, Any],
+    lora: LoraSettings,
+    base: BaseIdentity,
+    keep: int,
+) -> None:
+    """Write the checkpoint after `updates` updates, then delete all but the `keep` newest; all ranks call it."""
+    adapter, moments = replica.adapter(), replica.moments()
+    if world.is_main and updates not in run.steps():
+        with new_folder(run.checkpoint(updates), marker="COMPLETE") as folder:
+            save_adapter(folder, adapter, lora, base)
+            save_file(moments, folder / MOMENTS)
+            write_json(folder / STATE, {"updates": updates, "recipe": recipe})
+        run.keep_newest(keep)
+    barrier(world)
+
+
+def load_newest(run: RunDir, replica: Replica, recipe: dict[str, Any]) -> int:
+    """Go on from the newest complete checkpoint, if there is one; return the updates made so far.
+
+    Raises:
+        UserError: if the checkpoint was written with another recipe, or is damaged.
+    """
+    if not (steps := run.steps()):
+        return 0
+    folder = run.checkpoint(steps[-1])
+    state = read_json(folder / STATE, f"the checkpoint {folder} is damaged, delete it to resume from an older one")
+    if state["recipe"] != recipe:
+        raise UserError(f"{run.root} was trained with other settings: {_difference(state['recipe'], recipe)}")
+    try:
+        moments = load_file(folder / MOMENTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the checkpoint {folder} is damaged ({error}): delete it to resume from an older one"
+        ) from None
+    replica.load(load_adapter_state(folder), moments, state["updates"])
+    updates = state["updates"]
+    assert isinstance(updates, int)
+    return updates
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed)

@@ -1,0 +1,339 @@
+"""The command line: parse, build, call. What a command does is written where its name says.
+
+Modules that need torch are imported by the commands that need them, so that scoring and `--help` start at once.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from tyro.conf import Positional, subcommand
+
+from lora_dist.config import BASELINE, IMPROVED, DataSettings, DecodeSettings, ModelSettings, Settings, UserError
+from lora_dist.run_dir import RunDir, read_json, write_json, write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(Settings):
+    """Settings of a new run, the paper's unless changed here."""
+
+    out: Path = Path("runs/run")
+    """Folder of the run."""
+    resume: bool = False
+    """Go on with the run in --out, from its newest complete checkpoint."""
+    overwrite: bool = False
+    """Delete the run in --out first."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes what the launcher gives, or the GPU with most free memory."""
+
+    def settings(self) -> Settings:
+        """What decides the result."""
+        return Settings(model=self.model, lora=self.lora, data=self.data, train=self.train, decode=self.decode)
+
+
+def _preset(settings: Settings) -> TrainCommand:
+    return TrainCommand(
+        model=settings.model, lora=settings.lora, data=settings.data, train=settings.train, decode=settings.decode
+    )
+
+
+Preset = (
+    Annotated[TrainCommand, subcommand("baseline", default=_preset(BASELINE), description="Table 1: rank 4, c_attn.")]
+    | Annotated[
+        TrainCommand, subcommand("improved", default=_preset(IMPROVED), description="Table 1: rank 16, all layers.")
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeCommand:
+    """Write one sentence for each meaning representation of the test set to RUN/decode."""
+
+    run: Positional[Path]
+    """Folder of a run with an adapter."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateCommand:
+    """Print one sentence for one meaning representation."""
+
+    run: Positional[Path]
+    """Folder of a run with an adapter."""
+    mr: Positional[str]
+    """Such as "name[The Eagle], food[French]"."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeCommand:
+    """Write the base model with the adapter merged into its weights: a plain GPT-2 that transformers loads."""
+
+    run: Positional[Path]
+    """Folder of a run with an adapter."""
+    out: Positional[Path]
+    """Folder to write; must not exist, or be empty."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreCommand:
+    """The five metrics of the E2E NLG Challenge, as its official script computes them."""
+
+    references: Positional[Path]
+    """Human references: text with a blank line between two groups, TSV or CSV."""
+    outputs: Positional[Path]
+    """One output a line, or TSV or CSV, in the order of the groups."""
+    mteval: Literal["perl", "python"] = "perl"
+    """Which of the official script's two programs for BLEU and NIST: its default, or that of its -p option."""
+    json: bool = False
+    """Print the scores as a JSON object."""
+    save: Path | None = None
+    """Also write that object to this file, such as RUN/scores.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """The paper's Table 3 with these runs beside it, as report.md and report.html."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Folders of scored runs."""
+    out: Path | None = None
+    """Folder for the two files; the first run's if not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand:
+    """The whole job offline: synthetic corpus, tiny base model, LoRA, decoding, scores, report."""
+
+    out: Path = Path("runs/demo")
+    """Folder for everything; what an earlier demo left there is replaced."""
+    seed: int = 42
+    """Seed of corpus, base model and training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorCommand:
+    """What this machine offers."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train, decode, score and report in one launch: run {baseline,improved} --out DIR."""
+    from lora_dist.decode import decode
+    from lora_dist.distributed import on_main, world
+    from lora_dist.e2e import load_split
+    from lora_dist.metrics.java import find_java
+    from lora_dist.train import train as train_adapter
+
+    command: TrainCommand = tyro.cli(Preset, prog="lora-dist run", args=argv, description=run.__doc__)
+    folder = RunDir(command.out)
+    with world(command.device, tracker=command.train.tracker, folder=command.out) as here:
+        on_main(here, lambda: folder.check(resume=command.resume, overwrite=command.overwrite))
+        on_main(here, lambda: (str(find_java()), len(load_split(command.data, "test"))))  # not after hours of training
+        train_adapter(command.settings(), folder, here, overwrite=command.overwrite)
+        decode(command.settings(), folder, here)
+        is_main = here.is_main
+    if is_main:  # no rank waits while Java computes METEOR
+        _score_run(folder)
+        print(_write_report([folder], folder))
+    return 0
+
+
+def train(argv: Sequence[str]) -> int:
+    """Train an adapter to OUT/adapter: train {baseline,improved} --out DIR."""
+    from lora_dist.distributed import on_main, world
+    from lora_dist.train import train as train_adapter
+
+    command: TrainCommand = tyro.cli(Preset, prog="lora-dist train", args=argv, description=train.__doc__)
+    folder = RunDir(command.out)
+    with world(command.device, tracker=command.train.tracker, folder=command.out) as here:
+        on_main(here, lambda: folder.check(resume=command.resume, overwrite=command.overwrite))
+        train_adapter(command.settings(), folder, here, overwrite=command.overwrite)
+        if here.is_main:
+            print(f"adapter in {folder.adapter}; next: lora-dist decode {folder.root}")
+    return 0
+
+
+def decode(argv: Sequence[str]) -> int:
+    """Write one sentence for each test MR to RUN/decode: decode RUN."""
+    from lora_dist.decode import decode as decode_test_set
+    from lora_dist.distributed import world
+
+    command = _with_settings_of_run(DecodeCommand, "decode", argv)
+    folder = RunDir(command.run)
+    settings = replace(folder.settings(), model=command.model, data=command.data, decode=command.decode)
+    with world(command.device) as here:
+        decode_test_set(settings, folder, here)
+        if here.is_main:
+            print(
+                f"sentences in {folder.outputs}; next: lora-dist score {folder.references_text} {folder.outputs_text} "
+                f"--save {folder.scores}"
+            )
+    return 0
+
+
+def score(argv: Sequence[str]) -> int:
+    """The five official metrics of any outputs: score REFERENCES OUTPUTS."""
+    command = tyro.cli(ScoreCommand, prog="lora-dist score", args=argv)
+    scores = _scores(command.references, command.outputs, command.mteval)
+    if command.save is not None:
+        write_json(command.save, scores)
+    print(json.dumps(scores, indent=2) if command.json else _score_table(scores))
+    return 0
+
+
+def report(argv: Sequence[str]) -> int:
+    """The paper's Table 3 with runs beside it: report RUN..."""
+    command = tyro.cli(ReportCommand, prog="lora-dist report", args=argv)
+    if not command.runs:
+        raise UserError("report needs the folder of at least one scored run: lora-dist report RUN...")
+    runs = [RunDir(path) for path in command.runs]
+    print(_write_report(runs, RunDir(command.out or command.runs[0])))
+    return 0
+
+
+def generate(argv: Sequence[str]) -> int:
+    """One sentence for one MR: generate RUN "name[The Eagle], food[French]"."""
+    from lora_dist.decode import generate as generate_sentences
+    from lora_dist.distributed import world
+    from lora_dist.e2e import format_mr, parse_mr
+
+    command = _with_settings_of_run(GenerateCommand, "generate", argv)
+    mr = format_mr(parse_mr(command.mr))
+    folder = RunDir(command.run)
+    settings = replace(folder.settings(), model=command.model, decode=command.decode)
+    with world(command.device) as here:
+        print(generate_sentences(settings, folder.adapter, here.device, [mr])[0])
+    return 0
+
+
+def merge(argv: Sequence[str]) -> int:
+    """A plain GPT-2 checkpoint with the adapter in its weights: merge RUN OUT."""
+    from lora_dist.decode import load_merged
+    from lora_dist.run_dir import new_folder
+
+    command = _with_settings_of_run(MergeCommand, "merge", argv)
+    if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
+        raise UserError(f"{command.out} exists already: name a new folder")
+    model, tokenizer = load_merged(command.model, RunDir(command.run).adapter)
+    with new_folder(command.out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    print(f"merged model in {command.out}")
+    return 0
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """What this machine offers: devices, launcher, Java, DeepSpeed, versions, a two-process all-reduce."""
+    from lora_dist.doctor import examine
+
+    tyro.cli(DoctorCommand, prog="lora-dist doctor", args=argv, description=doctor.__doc__)
+    return examine()
+
+
+def demo(argv: Sequence[str]) -> int:
+    """The whole job offline on a synthetic corpus, in about two minutes."""
+    from lora_dist.demo import run_demo
+
+    command = tyro.cli(DemoCommand, prog="lora-dist demo", args=argv)
+    return run_demo(command.out, command.seed)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    f.__name__: f for f in (run, train, decode, score, report, generate, merge, doctor, demo)
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if it worked, 2 for a mistake of the user, which is told in one sentence."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    try:
+        if arguments[0] not in COMMANDS:
+            raise UserError(f"there is no command {arguments[0]}: choose one of {', '.join(COMMANDS)}")
+        return COMMANDS[arguments[0]](arguments[1:])
+    except (UserError, FloatingPointError) as error:
+        if os.environ.get("RANK", "0") == "0":  # the other ranks would say the same
+            print(f"lora-dist: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+
+
+def _usage() -> str:
+    lines = [f"  {name:<9} {(function.__doc__ or '').strip()}" for name, function in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: lora-dist COMMAND ...          on one device",
+            "       accelerate launch --config_file accelerate_configs/ddp.yaml -m lora_dist COMMAND ...",
+            "",
+            "LoRA fine-tuning of GPT-2 on the E2E NLG Challenge. Settings of a command: lora-dist COMMAND --help",
+            "",
+            *lines,
+        ]
+    )
+
+
+C = TypeVar("C", DecodeCommand, GenerateCommand, MergeCommand)
+
+
+def _with_settings_of_run(command: type[C], name: str, argv: Sequence[str]) -> C:
+    """Parse twice: once to learn which run it is about, then with that run's settings as the defaults."""
+    parsed = tyro.cli(command, prog=f"lora-dist {name}", args=argv)
+    saved = RunDir(parsed.run).settings()
+    sections = {f.name: getattr(saved, f.name) for f in fields(parsed) if f.name in ("model", "data", "decode")}
+    return tyro.cli(command, prog=f"lora-dist {name}", args=argv, default=replace(parsed, **sections))
+
+
+def _scores(references: Path, outputs: Path, mteval: Literal["perl", "python"]) -> dict[str, Any]:
+    from lora_dist import metrics
+    from lora_dist.metrics.files import read_outputs, read_references
+
+    groups, texts = read_references(references), read_outputs(outputs)
+    values = metrics.score(groups, texts, mteval)
+    files = {"references": _sha256(references), "outputs": _sha256(outputs)}
+    rounded = {name: round(value, 6) for name, value in values.items()}
+    return {**rounded, "signature": {**metrics.signature(mteval), **files}}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _score_run(folder: RunDir) -> None:
+    """Score a run's outputs into its scores.json, with what made the outputs in the signature."""
+    scores = _scores(folder.references_text, folder.outputs_text, "perl")
+    scores["signature"]["decode"] = read_json(folder.decode_signature, f"{folder.root} has not been decoded")
+    write_json(folder.scores, scores)
+    print(_score_table(scores))
+
+
+def _score_table(scores: dict[str, Any]) -> str:
+    signature = scores["signature"]
+    lines = [f"{name:<8} {value:8.4f}" for name, value in scores.items() if name != "signature"]
+    return "\n".join([*lines, *(f"  {key}: {value}" for key, value in signature.items() if key != "decode")])
+
+
+def _write_report(runs: Sequence[RunDir], target: RunDir) -> str:
+    """Write report.md and report.html; return the Markdown and where it is."""
+    from lora_dist.report import load_row, markdown, page
+
+    loaded = [load_row(folder) for folder in runs]
+    rows, notes = [row for row, _ in loaded], [note for _, found in loaded for note in found]
+    text = markdown(rows, notes)
+    write_text(target.report_markdown, text)
+    write_text(target.report_html, page(rows, notes))
+    return f"{text}\nreport in {target.report_markdown} and {target.report_html}"

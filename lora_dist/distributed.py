@@ -1,0 +1,369 @@
+"""Processes and devices: the only module that touches accelerate, DeepSpeed and torch's process groups.
+
+The launcher (`accelerate launch`, torchrun, SLURM) says how many processes there are; the accelerate config says which
+strategy and precision. Here they are started, checked, and hidden behind a few verbs, so that no other module asks
+under which strategy it runs.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from lora_dist.config import Precision, UserError
+
+T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""How long a rank waits for the others: above the slowest decode of a rank, below a lost night."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run."""
+
+    accelerator: Accelerator
+    precision: Precision
+    """Number format of the frozen weights while training."""
+
+    @property
+    def rank(self) -> int:
+        """This process, 0 <= rank < size; rank 0 writes files and talks to the user."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def size(self) -> int:
+        """Processes of the run."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    @property
+    def strategy(self) -> str:
+        """`single`, `ddp`, `zero1`, `zero2` or `zero3`."""
+        if uses_deepspeed():
+            return f"zero{self.accelerator.state.deepspeed_plugin.zero_stage}"
+        return "single" if self.size == 1 else "ddp"
+
+    def describe(self) -> dict[str, Any]:
+        """The world for config.json: processes, strategy, device, precision."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {"processes": self.size, "strategy": self.strategy, "device": name, "precision": self.precision}
+
+
+@contextmanager
+def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = None) -> Iterator[World]:
+    """Join the processes that the launcher started, and leave them in order at the end.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; a number only without a launcher.
+        tracker: an experiment tracker of accelerate's, or `none`.
+        folder: where the tracker writes.
+
+    Raises:
+        UserError: if the device is not there, the precision is not offered, or the processes would not find each other.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    _refuse_unjoined_copies(launched)
+    on_cpu = _choose_device(device, launched)
+    if on_cpu and launched > 1:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", launched))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+    # Weights are loaded whole and divided afterwards; otherwise transformers would divide them while one rank loads.
+    os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"
+    backend = "gloo" if on_cpu and launched > 1 else None
+    accelerator = Accelerator(
+        cpu=on_cpu and not uses_deepspeed(),
+        mixed_precision="no",  # we hold the weights in the compute precision ourselves; autocast would cast each step
+        step_scheduler_with_optimizer=False,
+        log_with=None if tracker == "none" else tracker,
+        project_dir=None if folder is None else str(folder),
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=COLLECTIVE_TIMEOUT)],
+    )
+    if accelerator.num_processes != launched:
+        raise UserError(
+            f"the launcher started {launched} processes, but each sees {accelerator.num_processes}: they would train "
+            "separately; start with accelerate launch --config_file accelerate_configs/ddp.yaml"
+        )
+    assert launched == 1 or accelerator.distributed_type != DistributedType.NO
+    try:
+        yield World(accelerator, _precision(accelerator.device))
+        accelerator.wait_for_everyone()
+    finally:
+        accelerator.end_training()  # ends trackers and destroys the process group, before the interpreter does
+
+
+def launch_command(processes: int) -> list[str]:
+    """The beginning of a command line that starts a Python file or module in `processes` processes on this machine."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    plain = ["--num_machines", "1", "--num_processes", str(processes), "--mixed_precision", "bf16"]
+    return [*launcher, *plain, *(["--multi_gpu", "--main_process_port", "0"] if processes > 1 else [])]
+
+
+def uses_deepspeed() -> bool:
+    """Whether the launcher's config asks for DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def _refuse_unjoined_copies(launched: int) -> None:
+    """MPI and srun start copies of a command; only torchrun's variables join them."""
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        copies = int(os.environ.get(name) or 1)
+        if copies > 1 and launched == 1:
+            raise UserError(
+                f"{copies} copies of this command were started ({name}={copies}) that do not know of each other: start "
+                "one task a node, and in it accelerate launch (see launch/multi_node.slurm)"
+            )
+
+
+def _choose_device(device: str, launched: int) -> bool:
+    """Pick the device before accelerate does; return whether it is the CPU.
+
+    Without a launcher and without a wish, the GPU with the most free memory is taken.
+    """
+    try:
+        wanted = (
+            torch.accelerator.current_accelerator(check_available=True) if device == "auto" else torch.device(device)
+        )
+    except RuntimeError:
+        raise UserError(f"--device {device} is not a device: give auto, cpu, cuda or cuda:N") from None
+    if wanted is None or wanted.type == "cpu":
+        return True
+    count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    if device != "auto" and (wanted.index or 0) >= count:
+        raise UserError(f"--device {device} is not there: this machine offers {count} accelerators; try --device cpu")
+    if launched > 1 and wanted.index is not None and device != "auto":
+        raise UserError(
+            f"--device {device}: under a launcher each process gets a device of its own, leave out the number"
+        )
+    if launched == 1 and wanted.type == "cuda":
+        index = wanted.index if device != "auto" else None
+        if index is None:
+            index = max(range(count), key=lambda k: torch.cuda.mem_get_info(k)[0])
+        os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{index}"
+        torch.cuda.set_device(index)
+        if count > 1:
+            print(
+                f"lora-dist: using cuda:{index} of {count} GPUs; for all of them start with accelerate launch "
+                f"--config_file accelerate_configs/ddp.yaml --num_processes {count} -m lora_dist",
+                file=sys.stderr,
+            )
+    return False
+
+
+def _precision(device: torch.device) -> Precision:
+    """The launcher's precision (bf16 without one), or fp32 on a device that would only emulate bf16."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
+    if asked == "no":
+        return "fp32"
+    if asked != "bf16":
+        raise UserError(f"mixed_precision is {asked}: give bf16, or no for fp32, in the accelerate config")
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "fp32"
+
+
+def on_main(world: World, work: Callable[[], T]) -> T:
+    """Do `work` on rank 0 alone and return its result on every rank; a UserError is raised on every rank.
+
+    The others wait, so it is also how one process reads or downloads what all will find in the cache.
+    """
+    result: list[Any] = [None, None]
+    if world.is_main:
+        try:
+            result = [work(), None]
+        except UserError as error:
+            result = [None, str(error)]
+    broadcast_object_list(result)
+    if result[1] is not None:
+        raise UserError(result[1])
+    value: T = result[0]
+    return value
+
+
+def first_on_node(world: World, work: Callable[[], T]) -> T:
+    """Do `work` on every rank, on one rank of a node before its others: it may fill a cache that they read.
+
+    Raises:
+        UserError: on every rank, if `work` raised one on any.
+    """
+    result: T | None = None
+    problem: str | None = None
+    for turn in (True, False):
+        if (int(world.accelerator.local_process_index) == 0) == turn:
+            try:
+                result = work()
+            except UserError as error:
+                problem = str(error)
+        problems = [text for text in gather_objects(world, [problem]) if text is not None]
+        if problems:
+            raise UserError(problems[0])
+    return result  # type: ignore[return-value]
+
+
+def barrier(world: World) -> None:
+    """Wait for all ranks."""
+    world.accelerator.wait_for_everyone()
+
+
+def gather_objects(world: World, items: list[T]) -> list[T]:
+    """The lists of all ranks, joined in rank order, on every rank."""
+    gathered: list[T] = gather_object(items)
+    return gathered
+
+
+def gather_by_index(world: World, items: Mapping[int, T], total: int) -> list[T]:
+    """Items 0 to `total` - 1, which the ranks hold in any division, in order, on every rank.
+
+    Gathered by index and not by position, so no padding or uneven share can shift a row.
+
+    Raises:
+        RuntimeError: if an index is missing, is there twice, or does not belong.
+    """
+    pairs = gather_objects(world, list(items.items()))
+    found = dict(pairs)
+    if len(found) != len(pairs) or found.keys() != set(range(total)):
+        missing = sorted(set(range(total)) - found.keys())
+        raise RuntimeError(
+            f"gathered {len(pairs)} rows for {total} indices: {len(pairs) - len(found)} twice, "
+            f"{len(missing)} missing {missing[:5]}, {len(found.keys() - set(range(total)))} unknown"
+        )
+    return [found[index] for index in range(total)]
+
+
+def sum_over_ranks(world: World, values: Tensor) -> Tensor:
+    """Element-wise sum over ranks of `values` (n,), in fp64, on every rank."""
+    total: Tensor = world.accelerator.reduce(values.double(), reduction="sum")
+    return total
+
+
+class Replica:
+    """The trained module and its AdamW, as the strategy wraps them; to the caller DDP and ZeRO are the same.
+
+    Both average gradients over ranks and hold fp32 parameters and moments; ZeRO holds them in parts.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        module: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        micro_batch_size: int,
+        max_grad_norm: float | None,
+    ) -> None:
+        """Wrap `module`, whose trained `parameters` go by the names that checkpoints use; all ranks take rank 0's."""
+        self._accelerator = world.accelerator
+        self._parameters = parameters
+        self._max_grad_norm = max_grad_norm
+        self._zero = uses_deepspeed()
+        if self._zero:
+            world.accelerator.state.deepspeed_plugin.deepspeed_config.update(
+                train_micro_batch_size_per_gpu=micro_batch_size,
+                gradient_accumulation_steps=1,  # we scale the loss and mark the last micro-batch ourselves
+                gradient_clipping=max_grad_norm or 0.0,
+                zero_force_ds_cpu_optimizer=False,  # torch's AdamW under offload too: no compiler needed
+                zero_allow_untested_optimizer=True,
+            )
+        self._module, self._optimizer = world.accelerator.prepare(module, optimizer)
+
+    def train(self, *inputs: Tensor, scale: float, last: bool) -> Tensor:
+        """One forward and backward pass; the module returns sums (n,) of which the first is the loss.
+
+        Args:
+            inputs: what the module takes.
+            scale: factor of the loss before its gradient is averaged over ranks.
+            last: whether `step` follows; gradients travel between ranks only then.
+
+        Returns:
+            The sums, unscaled and detached: (n,).
+        """
+        self._module.train()
+        if self._zero:
+            self._module.set_gradient_accumulation_boundary(last)
+            sums: Tensor = self._module(*inputs)
+            self._module.backward(sums[0] * scale)
+            return sums.detach()
+        with nullcontext() if last else self._accelerator.no_sync(self._module):
+            sums = self._module(*inputs)
+            self._accelerator.backward(sums[0] * scale)
+        return sums.detach()
+
+    def step(self, learning_rate: float) -> None:
+        """One AdamW update with the gradients gathered since the last one."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self._zero:
+            self._module.step()
+            return
+        if self._max_grad_norm is not None:
+            self._accelerator.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    @torch.no_grad()
+    def evaluate(self, *inputs: Tensor) -> Tensor:
+        """The module's sums (n,) without dropout or gradients."""
+        self._module.eval()
+        sums: Tensor = self._module(*inputs)
+        return sums
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The trained parameters, whole, fp32, on the CPU of every rank; every rank has to call it."""
+        return {name: self._whole(parameter).cpu() for name, parameter in self._parameters.items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's `NAME.exp_avg` and `NAME.exp_avg_sq`, whole, on the CPU of every rank; every rank has to call it."""
+        return {
+            f"{name}.{key}": self._whole(parameter, key).cpu()
+            for name, parameter in self._parameters.items()
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+
+    def load(self, adapter: Mapping[str, Tensor], moments: Mapping[str, Tensor], updates: int) -> None:
+        """Go on from what `adapter` and `moments` returned after `updates` updates, under this or another strategy."""
+        if self._zero:
+            self._module.step()  # no gradients yet: DeepSpeed makes the moments on the first step
+        for name, parameter in self._parameters.items():
+            state = {key: moments[f"{name}.{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+            if self._zero:
+                from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+                safe_set_full_fp32_param(parameter, adapter[name].to(parameter.device))
+                for key, value in state.items():
+                    safe_set_full_optimizer_state(parameter, value, key)
+            else:
+                parameter.data.copy_(adapter[name])
+                self._optimizer.state[parameter] = {"step": torch.tensor(float(updates)), **state}
+        for state in self._optimizer.state.values() if self._zero else ():
+            state["step"] = torch.tensor(float(updates))
+
+    def _whole(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
+        """A parameter, or one of its moments, put together from the parts that ranks hold."""
+        if not self._zero:
+            return (parameter if key is None else self._optimizer.state[parameter][key]).detach().clone()
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        whole = safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
+        assert isinstance(whole, Tensor), "DeepSpeed does not know this parameter"
+        return whole.detach().float().clone()

@@ -1,0 +1,154 @@
+"""Low-rank adaptation of GPT-2's `Conv1D` layers (Hu et al. 2021, "LoRA", section 4.1).
+
+A target layer `x W + b` becomes `x W + b + (alpha / r) dropout(x) A^T B^T` with A (r, in) and B (out, r). Only A and B
+are trained. They stay in fp32 whatever the precision of the frozen weights, and are cast for the product, as their
+updates are too small for bf16. A fused `c_attn` (q, k and v in one matrix) gets one pair.
+
+Torch alone: no transformers, no process groups.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lora_dist.config import LoraSettings, UserError
+
+PEFT_PREFIX = "base_model.model."
+
+
+class LoraConv1D(nn.Module):
+    """A frozen `Conv1D` (weight (in, out), bias (out)) plus its trained low-rank product."""
+
+    def __init__(self, base: nn.Module, settings: LoraSettings, generator: torch.Generator) -> None:
+        """Wrap `base`; A and B are drawn from `generator` on the CPU, so every rank and device draws the same."""
+        super().__init__()
+        self.base = base
+        weight, rank = self.weight(), settings.rank
+        in_features, out_features = weight.shape
+        self.scaling = settings.scaling
+        self.dropout = settings.dropout
+        a = torch.randn(rank, in_features, generator=generator) / rank
+        b = torch.zeros(out_features, rank)
+        if settings.init == "gaussian":
+            b = torch.randn(out_features, rank, generator=generator) / rank
+        self.lora_A = nn.Parameter(a.to(weight.device))
+        self.lora_B = nn.Parameter(b.to(weight.device))
+        self._unmerged: Tensor | None = None
+
+    @property
+    def merged(self) -> bool:
+        """Whether the product is part of the frozen weight now."""
+        return self._unmerged is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., in) to (..., out)."""
+        out: Tensor = self.base(x)
+        if self.merged:
+            return out
+        hidden = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))
+        b = self.lora_B.to(x.dtype)
+        flat = torch.addmm(out.view(-1, b.shape[0]), hidden.view(-1, b.shape[1]), b.t(), alpha=self.scaling)
+        return flat.view(out.shape)
+
+    def delta(self) -> Tensor:
+        """(alpha / r) (B A)^T in fp32, the change of the weight: (in, out)."""
+        return self.scaling * (self.lora_B.detach() @ self.lora_A.detach()).t()
+
+    def merge(self) -> None:
+        """Add the product to the frozen weight; a second call changes nothing. Keeps a copy for `unmerge`."""
+        if not self.merged:
+            weight = self.weight()
+            self._unmerged = weight.detach().clone()
+            weight.data.copy_(weight.float() + self.delta())
+
+    def unmerge(self) -> None:
+        """Put back the very bits from before `merge`; a second call changes nothing."""
+        if self._unmerged is not None:
+            self.weight().data.copy_(self._unmerged)
+            self._unmerged = None
+
+    def weight(self) -> Tensor:
+        """The frozen weight: (in, out)."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+
+def inject(model: nn.Module, settings: LoraSettings, seed: int) -> None:
+    """Freeze `model` and wrap its target layers, in place.
+
+    A target names a layer by the end of its path, as in PEFT: `c_proj` is both attention's and the MLP's, `mlp.c_proj`
+    the MLP's alone. The initial values depend on `seed` alone, not on the device or the world size.
+
+    Raises:
+        UserError: if a target matches no layer.
+    """
+    model.requires_grad_(False)
+    layers = {name: module for name, module in model.named_modules() if type(module).__name__ == "Conv1D"}
+    generator = torch.Generator().manual_seed(seed)
+    for target in settings.targets:
+        if not any(_matches(name, target) for name in layers):
+            known = sorted({name.rpartition(".")[2] for name in layers})
+            raise UserError(f"--lora.targets {target} matches no layer: this model has {', '.join(known) or 'none'}")
+    for name, layer in layers.items():
+        if any(_matches(name, target) for target in settings.targets):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, LoraConv1D(layer, settings, generator))
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def layers(model: nn.Module) -> Iterator[tuple[str, LoraConv1D]]:
+    """The wrapped layers of `model` by path, in the model's order."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraConv1D))
+
+
+def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained matrices by PEFT's name, in the model's order: all that is trained, checkpointed and saved."""
+    found: dict[str, nn.Parameter] = {}
+    for name, layer in layers(model):
+        found[f"{PEFT_PREFIX}{name}.lora_A.weight"] = layer.lora_A
+        found[f"{PEFT_PREFIX}{name}.lora_B.weight"] = layer.lora_B
+    return found
+
+
+def expected_count(model: nn.Module, rank: int) -> int:
+    """Trained numbers by the formula: the sum over wrapped layers of r (in + out)."""
+    return sum(rank * sum(layer.weight().shape) for _, layer in layers(model))
+
+
+def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a saved adapter, in PEFT's layout, into the wrapped layers.
+
+    Raises:
+        UserError: if names or shapes differ from the model's; nothing is copied then.
+    """
+    own = parameters(model)
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        first = missing[0] if missing else unexpected[0]
+        raise UserError(
+            f"the adapter does not fit the model: {len(missing)} of its matrices are missing and {len(unexpected)} are "
+            f"unknown, first {first}: check --model.name and the adapter's target modules"
+        )
+    for name, parameter in own.items():
+        if parameter.shape != state[name].shape:
+            raise UserError(
+                f"the adapter does not fit the model: {name} is {tuple(state[name].shape)}, the model needs "
+                f"{tuple(parameter.shape)}: check --model.name and the rank"
+            )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+
+def fold(model: nn.Module) -> None:
+    """Merge every wrapped layer and take the wrapping off, in place: `model` is a plain GPT-2 again."""
+    for name, layer in list(layers(model)):
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.base)

@@ -1,0 +1,232 @@
+"""The run directory: the only place that knows its file names, and how to write there without leaving halves.
+
+A file appears under its name only when it is complete: it is written beside its place, flushed to the disk and renamed.
+"""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lora_dist import __version__
+from lora_dist.config import Settings, UserError, from_json, to_json
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths below one run's folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved settings, versions, data fingerprints, world."""
+        return self.root / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a logged update, and one a dev evaluation."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter, a folder in PEFT's layout."""
+        return self.root / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def outputs(self) -> Path:
+        """One JSON line a meaning representation: index, mr, text, score."""
+        return self.root / "decode" / "outputs.jsonl"
+
+    @property
+    def outputs_text(self) -> Path:
+        """One sentence a line, in the official order."""
+        return self.root / "decode" / "outputs.txt"
+
+    @property
+    def references_text(self) -> Path:
+        """The human references, one a line, a blank line between two meaning representations."""
+        return self.root / "decode" / "references.txt"
+
+    @property
+    def decode_signature(self) -> Path:
+        """What made the outputs: beam settings, adapter and base fingerprints, data, versions."""
+        return self.root / "decode" / "signature.json"
+
+    def ledger(self, rank: int) -> Path:
+        """What a rank has decoded so far, one line a sentence, appended as they come."""
+        return self.root / "decode" / "ledger" / f"rank-{rank:04d}.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        """The five scores and their signature."""
+        return self.root / "scores.json"
+
+    @property
+    def report_markdown(self) -> Path:
+        """The report as Markdown."""
+        return self.root / "report.md"
+
+    @property
+    def report_html(self) -> Path:
+        """The report as one self-contained page."""
+        return self.root / "report.html"
+
+    def settings(self) -> Settings:
+        """The settings the run was started with.
+
+        Raises:
+            UserError: if this is not the folder of a run.
+        """
+        values = read_json(self.config, f"{self.root} is not the folder of a run")
+        return from_json(Settings, values["settings"])
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Make sure that the folder may be written to, and that no other run would be lost by it; changes nothing.
+
+        Raises:
+            UserError: if the folder holds something and neither flag says what to do with it.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"--out {self.root} is a file: name a folder")
+        if self.root.is_dir() and any(self.root.iterdir()):
+            if overwrite and not self.config.is_file():
+                raise UserError(f"--out {self.root} is not the folder of a run, so --overwrite leaves it alone")
+            if not (resume or overwrite):
+                raise UserError(
+                    f"--out {self.root} holds another run: add --resume, --overwrite, or name another folder"
+                )
+        existing = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
+            raise UserError(f"--out {self.root} cannot be written to: name another folder")
+
+    def prepare(self, *, overwrite: bool) -> None:
+        """Make the folder, without the run it held if `overwrite`; to be called when all else has been checked."""
+        if overwrite and self.root.exists():
+            shutil.rmtree(self.root)
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def steps(self) -> list[int]:
+        """Updates at which a complete checkpoint was written, oldest first."""
+        found = self.checkpoints.glob("step-*/COMPLETE")
+        return sorted(int(marker.parent.name.removeprefix("step-")) for marker in found)
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint written after `step` updates."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def keep_newest(self, count: int) -> None:
+        """Delete all but the `count` newest complete checkpoints."""
+        for step in self.steps()[:-count]:
+            folder = self.checkpoint(step)
+            (folder / "COMPLETE").unlink()  # first, so that a half-deleted checkpoint is never taken for a whole one
+            shutil.rmtree(folder)
+
+
+def write_config(
+    run: RunDir, settings: Settings, world: dict[str, Any], data: dict[str, str], counts: dict[str, int]
+) -> None:
+    """Write config.json: the resolved settings, and what they met on this machine."""
+    write_json(
+        run.config,
+        {"settings": to_json(settings), "counts": counts, "world": world, "data": data, "versions": versions()},
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("torch", "transformers", "accelerate", "deepspeed", "numpy", "tokenizers")
+    found = {"lora_dist": __version__, "python": platform.python_version()}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def read_json(path: Path, problem: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: `problem`, if there is no such file or it is not JSON.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise UserError(f"{problem}: {path} {reason}") from None
+    assert isinstance(value, dict)
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write one JSON object, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's 0600 would hide the file from the group
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` once the block has ended well.
+
+    With `marker` a file of that name is added last, after everything else has reached the disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        os.chmod(temporary, 0o755)
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        _sync_folder(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if marker is not None:
+        write_text(path / marker, "")
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,187 @@
+"""The training loop: from the corpus and a frozen GPT-2 to `RUN/adapter`, with checkpoints on the way.
+
+The loss of an update is the sum over all reference tokens of its global batch divided by their number. Both are
+independent of how many ranks and accumulation steps share the batch, so these change the speed and not the result.
+"""
+
+import os
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GPT2LMHeadModel
+
+from lora_dist import checkpoint, lora
+from lora_dist.batches import (
+    TokenizedExamples,
+    collate,
+    dev_batches,
+    epoch_order,
+    global_batch,
+    rank_share,
+    tokenize,
+)
+from lora_dist.config import DataSettings, Settings, TrainSettings, to_json
+from lora_dist.distributed import Replica, World, barrier, first_on_node, on_main, sum_over_ranks
+from lora_dist.e2e import fingerprint, load_split
+from lora_dist.loss import ReferenceLoss
+from lora_dist.model import (
+    DTYPES,
+    BaseIdentity,
+    identify,
+    inject,
+    load_base,
+    load_tokenizer,
+    save_adapter,
+    trainable_count,
+)
+from lora_dist.run_dir import RunDir, new_folder, write_config
+from lora_dist.training_log import TrainingLog
+
+DEV_BATCH_SIZE = 16
+"""Dev examples a forward pass: the result does not depend on it."""
+
+
+@dataclass(frozen=True)
+class TokenizedData:
+    """The two splits that training reads."""
+
+    train: TokenizedExamples
+    dev: TokenizedExamples
+    fingerprints: dict[str, str]
+    """SHA-256 of each split's text."""
+
+
+def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = False) -> None:
+    """Train from the newest complete checkpoint, or from the start, and write config.json and the adapter.
+
+    Raises:
+        UserError: for settings, data or a model that cannot be trained.
+        FloatingPointError: on every rank, when the loss is no longer finite.
+    """
+    micro_batch_size = settings.train.micro_batch_size(world.size)
+    seed_everything(settings.train.seed, settings.train.deterministic)
+    gpt2, tokenizer = first_on_node(world, lambda: _load_model(settings, world))
+    data = first_on_node(world, lambda: _load_data(settings.data, tokenizer, gpt2.config.n_positions))
+    base = identify(gpt2, tokenizer, settings.model.name)
+    parameters = lora.parameters(gpt2)
+    count = trainable_count(gpt2)
+    optimizer = torch.optim.AdamW(
+        parameters.values(),
+        lr=0.0,
+        weight_decay=settings.train.weight_decay,
+        fused=world.device.type in ("cpu", "cuda"),
+    )
+    module = ReferenceLoss(gpt2, settings.train.label_smoothing)
+    replica = Replica(world, module, parameters, optimizer, micro_batch_size, settings.train.max_grad_norm)
+    recipe = _recipe(settings, base, data)
+    on_main(world, lambda: run.prepare(overwrite=overwrite))
+    done = checkpoint.load_newest(run, replica, recipe)
+    total = settings.train.total_updates(len(data.train))
+    if world.is_main:
+        print(
+            f"{count:,} trainable numbers, {len(data.train):,} examples, {total:,} updates of "
+            f"{settings.train.global_batch_size} examples on {world.size} x {world.device.type} "
+            f"({world.strategy}, {world.precision})" + (f", going on after update {done:,}" if done else ""),
+            flush=True,
+        )
+        write_config(run, settings, world.describe(), data.fingerprints, {"trainable": count, "updates": total})
+    log = TrainingLog(run, world, recipe, done, total)
+    for update in range(done, total):
+        step, learning_rate = update + 1, settings.train.learning_rate_at(update, total)
+        log.add(*_update(replica, data.train, settings.train, update, learning_rate, tokenizer.eos_token_id, world))
+        save_now = step % settings.train.checkpoint_steps == 0 or step == total
+        epoch = step / settings.train.updates_per_epoch(len(data.train))
+        if step % settings.train.log_steps == 0 or save_now or epoch.is_integer():
+            log.write(step, epoch, learning_rate)
+        if epoch.is_integer() or step == total:
+            log.write_dev(step, epoch, *_dev_losses(replica, data.dev, tokenizer.eos_token_id, world))
+        if save_now:
+            checkpoint.save(run, replica, world, step, recipe, settings.lora, base, settings.train.keep_checkpoints)
+    log.close()
+    adapter = replica.adapter()
+    if world.is_main:
+        with new_folder(run.adapter) as folder:
+            save_adapter(folder, adapter, settings.lora, base)
+    barrier(world)
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seed Python, NumPy and torch; with `deterministic` let CUDA use only kernels that repeat to the bit."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS splits sums differently without it
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def _load_model(settings: Settings, world: World) -> tuple[GPT2LMHeadModel, Any]:
+    tokenizer = load_tokenizer(settings.model)
+    gpt2 = load_base(settings.model, tokenizer, DTYPES[world.precision])
+    inject(gpt2, settings.lora, settings.train.seed)
+    return gpt2, tokenizer
+
+
+def _load_data(settings: DataSettings, tokenizer: Any, max_length: int) -> TokenizedData:
+    train_split, dev_split = load_split(settings, "train"), load_split(settings, "dev")
+    return TokenizedData(
+        train=tokenize(tokenizer, train_split, max_length),
+        dev=tokenize(tokenizer, dev_split, max_length),
+        fingerprints={"train": fingerprint(train_split), "dev": fingerprint(dev_split)},
+    )
+
+
+def _recipe(settings: Settings, base: BaseIdentity, data: TokenizedData) -> dict[str, Any]:
+    """What decides the trained numbers; a resumed run must agree in it."""
+    values = to_json(settings)
+    free = ("accumulation_steps", "deterministic", "log_steps", "checkpoint_steps", "keep_checkpoints", "tracker")
+    return {
+        "base model": base.fingerprint,
+        "training data": data.fingerprints["train"],
+        "--model.dropout": settings.model.dropout,
+        **{f"--lora.{key.replace('_', '-')}": value for key, value in values["lora"].items()},
+        **{f"--train.{key.replace('_', '-')}": value for key, value in values["train"].items() if key not in free},
+    }
+
+
+def _update(
+    replica: Replica,
+    examples: TokenizedExamples,
+    recipe: TrainSettings,
+    update: int,
+    learning_rate: float,
+    pad_id: int,
+    world: World,
+) -> tuple[Tensor, int, int, int]:
+    """One AdamW update; this rank's loss sums (2,), and the labels, tokens and examples of the global batch."""
+    epoch, position = divmod(update, recipe.updates_per_epoch(len(examples)))
+    ids = global_batch(epoch_order(len(examples), recipe.seed, epoch), position, recipe.global_batch_size)
+    micro_batches = rank_share(ids, examples.lengths, world.rank, world.size, recipe.accumulation_steps)
+    labels = int(examples.label_counts[ids].sum())
+    # Dropout is seeded anew for each update, so that a resumed run needs no saved random state.
+    seeds = np.random.SeedSequence([recipe.seed, update, world.rank])
+    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    sums = torch.zeros(2, device=world.device)
+    for k, share in enumerate(micro_batches):
+        batch = collate(examples, share, pad_id).to(world.device)
+        last = k == len(micro_batches) - 1
+        sums += replica.train(batch.input_ids, batch.positions, batch.labels, scale=world.size / labels, last=last)
+    replica.step(learning_rate)
+    return sums, labels, int(examples.lengths[ids].sum()), len(ids)
+
+
+def _dev_losses(replica: Replica, examples: TokenizedExamples, pad_id: int, world: World) -> tuple[float, float]:
+    """Mean loss and mean plain cross-entropy over all labels of the dev set, in nats a token."""
+    batches = dev_batches(examples.lengths, DEV_BATCH_SIZE, world.size)[world.rank :: world.size]
+    sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+    for share in tqdm(batches, desc="dev", unit="batch", leave=False, disable=not world.is_main, mininterval=5):
+        batch = collate(examples, share, pad_id).to(world.device)
+        sums += replica.evaluate(batch.input_ids, batch.positions, batch.labels)
+    loss, plain = (sum_over_ranks(world, sums) / int(examples.label_counts.sum())).tolist()
+    return loss, plain
