@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
-from tyro.conf import Positional, subcommand
+from tyro.conf import Positional
 
 from lora_dist.config import BASELINE, IMPROVED, DataSettings, DecodeSettings, ModelSettings, Settings, UserError
 from lora_dist.run_dir import RunDir, read_json, write_json, write_text
@@ -37,18 +37,7 @@ class TrainCommand(Settings):
         return Settings(model=self.model, lora=self.lora, data=self.data, train=self.train, decode=self.decode)
 
 
-def _preset(settings: Settings) -> TrainCommand:
-    return TrainCommand(
-        model=settings.model, lora=settings.lora, data=settings.data, train=settings.train, decode=settings.decode
-    )
-
-
-Preset = (
-    Annotated[TrainCommand, subcommand("baseline", default=_preset(BASELINE), description="Table 1: rank 4, c_attn.")]
-    | Annotated[
-        TrainCommand, subcommand("improved", default=_preset(IMPROVED), description="Table 1: rank 16, all layers.")
-    ]
-)
+PRESETS = {"baseline": BASELINE, "improved": IMPROVED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +127,7 @@ def run(argv: Sequence[str]) -> int:
     from lora_dist.metrics.java import find_java
     from lora_dist.train import train as train_adapter
 
-    command: TrainCommand = tyro.cli(Preset, prog="lora-dist run", args=argv, description=run.__doc__)
+    command = _preset_command("run", argv)
     folder = RunDir(command.out)
     with world(command.device, tracker=command.train.tracker, folder=command.out) as here:
         on_main(here, lambda: folder.check(resume=command.resume, overwrite=command.overwrite))
@@ -157,7 +146,7 @@ def train(argv: Sequence[str]) -> int:
     from lora_dist.distributed import on_main, world
     from lora_dist.train import train as train_adapter
 
-    command: TrainCommand = tyro.cli(Preset, prog="lora-dist train", args=argv, description=train.__doc__)
+    command = _preset_command("train", argv)
     folder = RunDir(command.out)
     with world(command.device, tracker=command.train.tracker, folder=command.out) as here:
         on_main(here, lambda: folder.check(resume=command.resume, overwrite=command.overwrite))
@@ -285,6 +274,23 @@ def _usage() -> str:
             *lines,
         ]
     )
+
+
+def _preset_command(name: str, argv: Sequence[str]) -> TrainCommand:
+    """Settings of a new run: a preset, and what is changed of it."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            f"usage: lora-dist {name} {{baseline,improved}} [settings]\n\n{(COMMANDS[name].__doc__ or '').strip()}\n\n"
+            "  baseline  Table 1 of the paper: rank 4, c_attn, original initialisation\n"
+            "  improved  Table 1 of the paper: rank 16, c_attn, c_proj and c_fc, Gaussian initialisation\n\n"
+            f"Settings and their defaults: lora-dist {name} improved --help"
+        )
+        sys.exit(0 if argv else 2)
+    if argv[0] not in PRESETS:
+        raise UserError(f"{argv[0]} is not a preset: give lora-dist {name} baseline or lora-dist {name} improved first")
+    preset = PRESETS[argv[0]]
+    default = TrainCommand(**{f.name: getattr(preset, f.name) for f in fields(preset)})
+    return tyro.cli(TrainCommand, prog=f"lora-dist {name} {argv[0]}", args=argv[1:], default=default)
 
 
 C = TypeVar("C", DecodeCommand, GenerateCommand, MergeCommand)

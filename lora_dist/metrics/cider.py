@@ -4,16 +4,13 @@ Vedantam, Zitnick and Parikh (2015), "CIDEr: Consensus-based Image Description E
 section 6 (CIDEr-D); source: pycocoevalcap/cider/cider_scorer.py.
 """
 
-import math
-from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lora_dist.config import UserError
-from lora_dist.metrics.ngrams import Ngram, ngrams
+from lora_dist.metrics.ngrams import NgramCounts, count, per_text
 
 _LONGEST = 4
 _SIGMA = 6.0
@@ -32,39 +29,38 @@ def sentence_scores(references: Sequence[Sequence[str]], outputs: Sequence[str])
     Raises:
         UserError: if no reference holds a word.
     """
-    counts = [[Counter(ngrams(text.split(), _LONGEST)) for text in group] for group in references]
-    frequency = Counter(gram for group in counts for gram in set(chain.from_iterable(group)))
-    if not frequency:
+    counts = count([[text.split() for text in group] for group in references], [text.split() for text in outputs], _LONGEST)
+    if not len(counts.references.text):
         raise UserError("no reference holds a word, so CIDEr is not defined: check the references")
-    unseen = math.log(len(references))
-    weights = {gram: unseen - math.log(count) for gram, count in frequency.items()}
-    return np.array([_score(output, group, weights, unseen) for output, group in zip(outputs, counts, strict=True)])
+    group_sizes = np.array([len(group) for group in references])
+    owner = np.repeat(np.arange(len(outputs)), group_sizes)
+    similarity = _similarities(counts, owner)
+    return 10 * np.bincount(owner, weights=similarity, minlength=len(outputs)) / group_sizes
 
 
-def _score(output: str, references: Sequence[Counter[Ngram]], weights: dict[Ngram, float], unseen: float) -> float:
-    counts = Counter(ngrams(output.split(), _LONGEST))
-    vector = {gram: count * weights.get(gram, unseen) for gram, count in counts.items()}
-    norms, bigrams = _norms(vector), _bigrams(counts)
-    total = 0.0
-    for reference in references:
-        other = {gram: count * weights[gram] for gram, count in reference.items()}
-        products = [0.0] * _LONGEST
-        for gram in vector.keys() & other.keys():
-            products[len(gram) - 1] += min(vector[gram], other[gram]) * other[gram]
-        # coco-caption compares lengths in bigrams, not in words.
-        penalty = math.exp(-((bigrams - _bigrams(reference)) ** 2) / (2 * _SIGMA**2))
-        cosines = (p / (a * b) if a and b else 0.0 for p, a, b in zip(products, norms, _norms(other), strict=True))
-        total += penalty * sum(cosines)
-    return 10 * total / (_LONGEST * len(references))
+def _similarities(counts: NgramCounts, owner: NDArray[np.int64]) -> NDArray[np.float64]:
+    """CIDEr-D of each reference with the output that owns it, 0 to 1: the mean over n."""
+    outputs, references, order = counts.outputs, counts.references, counts.order
+    instances, texts = int(owner[-1]) + 1, len(owner)
+    weights = _weights(counts, instances)
+    output_values = outputs.count * weights[outputs.gram]
+    values = references.count * weights[references.gram]
+    output_norms = np.sqrt(per_text(instances, _LONGEST, outputs, order, output_values**2))
+    norms = np.sqrt(per_text(texts, _LONGEST, references, order, values**2))
+    # The last number stands for the n-grams that the output does not have.
+    partners = np.append(output_values, 0.0)[counts.partner]
+    products = per_text(texts, _LONGEST, references, order, np.minimum(partners, values) * values)
+    lengths = norms * output_norms[owner]
+    cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    # coco-caption compares the lengths in bigrams, not in words.
+    bigrams = per_text(texts, _LONGEST, references, order, references.count)[:, 1]
+    output_bigrams = per_text(instances, _LONGEST, outputs, order, outputs.count)[:, 1]
+    penalty = np.exp(-((bigrams - output_bigrams[owner]) ** 2) / (2 * _SIGMA**2))
+    return penalty * cosines.mean(axis=1)
 
 
-def _norms(vector: dict[Ngram, float]) -> list[float]:
-    """Euclidean norm of the 1-grams, of the 2-grams and so on."""
-    squares = [0.0] * _LONGEST
-    for gram, weight in vector.items():
-        squares[len(gram) - 1] += weight * weight
-    return [math.sqrt(square) for square in squares]
-
-
-def _bigrams(counts: Counter[Ngram]) -> int:
-    return sum(count for gram, count in counts.items() if len(gram) == 2)
+def _weights(counts: NgramCounts, instances: int) -> NDArray[np.float64]:
+    """The inverse document frequency of each n-gram; one that is in no reference counts as if it were in one."""
+    seen = np.unique(counts.instance * len(counts.grams) + counts.references.gram) % len(counts.grams)
+    frequency = np.bincount(seen, minlength=len(counts.grams))
+    return np.log(instances) - np.log(np.maximum(frequency, 1))

@@ -27,7 +27,6 @@ They part in five places:
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from typing import Literal, NamedTuple
@@ -36,17 +35,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_dist.config import UserError
-from lora_dist.metrics.ngrams import Ngram, ngrams
+from lora_dist.metrics.ngrams import Ngram, NgramCounts, count, per_text
 
 Variant = Literal["perl", "python"]
 
+Numbers = NDArray[np.float64]
+
+_LONGEST = 5
 _BLEU_LONGEST = 4
-_NIST_LONGEST = 5
 # A set 2/3 as long as its references gets half of the NIST score (Doddington 2002, equation 3).
 _NIST_BETA = math.log(0.5) / math.log(1.5) ** 2
 
 _ENTITIES = (("<skipped>", ""), ("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))
-_SYMBOL = re.compile(r"([{-~\[-` -&(-+:-@/])")
+_SYMBOLS = str.maketrans({symbol: f" {symbol} " for symbol in "!\"#$%&()*+/:;<=>?@[\\]^_`{|}~"})
 _DOT_OR_COMMA_AFTER = re.compile(r"([^0-9])([.,])")
 _DOT_OR_COMMA_BEFORE = re.compile(r"([.,])([^0-9])")
 _DASH_AFTER_DIGIT = re.compile(r"([0-9])(-)")
@@ -59,17 +60,17 @@ _END_OF_FILE = re.compile(r"</(?:doc|refset|tstset)\s*>", re.IGNORECASE)
 class Statistics(NamedTuple):
     """What BLEU and NIST need of each instance: one row an instance, to be added up, resampled or taken one by one."""
 
-    matches: NDArray[np.int64]
-    """Matched n-grams of the output, n = 1 to 4, clipped."""
-    information: NDArray[np.float64]
+    matches: Numbers
+    """Matched n-grams of the output, n = 1 to 5, clipped."""
+    information: Numbers
     """Information of the matched n-grams, n = 1 to 5, in bits; its counts come from all references of the set."""
-    totals: NDArray[np.int64]
+    totals: Numbers
     """n-grams of the output, n = 1 to 5, as the variant counts them; the first is its length in tokens."""
-    closest: NDArray[np.int64]
+    closest: Numbers
     """Tokens of the reference closest in length."""
-    reference_tokens: NDArray[np.int64]
+    reference_tokens: Numbers
     """Tokens of all references together."""
-    references: NDArray[np.int64]
+    references: Numbers
     """References, as the variant counts them."""
 
     def take(self, rows: NDArray[np.intp]) -> "Statistics":
@@ -91,7 +92,7 @@ def tokenize(text: str, variant: Variant) -> list[str]:
         text = text.replace(entity, character)
     if variant == "perl":
         text = text.translate(_ASCII_LOWER)
-    text = _SYMBOL.sub(r" \1 ", f" {text} ")
+    text = f" {text} ".translate(_SYMBOLS)
     text = _DOT_OR_COMMA_AFTER.sub(r"\1 \2 ", text)
     text = _DOT_OR_COMMA_BEFORE.sub(r" \1 \2", text)
     text = _DASH_AFTER_DIGIT.sub(r"\1 \2 ", text)
@@ -113,50 +114,45 @@ def statistics(references: Sequence[Sequence[str]], outputs: Sequence[str], vari
     """
     tokens = {text: tokenize(text, variant) for text in {*chain.from_iterable(references), *outputs}}
     groups = [[tokens[text] for text in group] for group in references]
-    counts = [[Counter(ngrams(reference, _NIST_LONGEST)) for reference in group] for group in groups]
-    information = _information(groups, variant)
-    rows = [
-        _row(tokens[output], group, count, information, variant)
-        for output, group, count in zip(outputs, groups, counts, strict=True)
-    ]
-    return Statistics(*(np.array(column) for column in zip(*rows, strict=True)))
+    counts = count(groups, [tokens[output] for output in outputs], _LONGEST)
+    # For each n-gram of an output the largest count in one reference; the last number is for those it does not have.
+    clip = np.zeros(len(counts.outputs.count) + 1, dtype=np.int64)
+    np.maximum.at(clip, counts.partner, counts.references.count)
+    matched = np.minimum(counts.outputs.count, clip[:-1])
+    gained = matched * _information(counts, variant)[counts.outputs.gram]
+    lengths = [_lengths(tokens[output], group, variant) for output, group in zip(outputs, groups, strict=True)]
+    return Statistics(
+        per_text(len(outputs), _LONGEST, counts.outputs, counts.order, matched),
+        per_text(len(outputs), _LONGEST, counts.outputs, counts.order, gained),
+        *(np.array(column, dtype=np.float64) for column in zip(*lengths, strict=True)),
+    )
 
 
-def _row(
-    output: Sequence[str],
-    group: Sequence[Sequence[str]],
-    counts: Sequence[Counter[Ngram]],
-    information: dict[Ngram, float],
-    variant: Variant,
-) -> tuple[list[int], list[float], list[int], int, int, int]:
-    """One row of `Statistics`."""
-    matches, gained = [0] * _NIST_LONGEST, [0.0] * _NIST_LONGEST
-    for gram, count in Counter(ngrams(output, _NIST_LONGEST)).items():
-        if matched := min(count, max(reference.get(gram, 0) for reference in counts)):
-            matches[len(gram) - 1] += matched
-            gained[len(gram) - 1] += matched * information[gram]
-    totals = [len(output) - n for n in range(_NIST_LONGEST)]
-    lengths = [len(reference) for reference in group]
+def _lengths(
+    output: Sequence[str], references: Sequence[Sequence[str]], variant: Variant
+) -> tuple[list[int], int, int, int]:
+    """The other columns of a row of `Statistics`: totals, closest, reference_tokens and references."""
+    totals = [len(output) - n for n in range(_LONGEST)]
+    lengths = [len(reference) for reference in references]
     if variant == "perl":
         totals = [max(0, total) for total in totals]
-        lengths = lengths[:1] + [length for length in lengths[1:] if length]
-    closest = min(lengths, key=lambda length: (abs(length - len(output)), length))
-    nonempty = sum(map(bool, group)) if variant == "perl" else len(group)
-    return matches[:_BLEU_LONGEST], gained, totals, closest, sum(lengths), nonempty
+    counted = [length for length in lengths if length]
+    # The Perl script starts from the first reference, whatever it is, and skips empty ones after it.
+    closest = min([*lengths[:1], *counted], key=lambda length: (abs(length - len(output)), length))
+    return totals, closest, sum(lengths), len(counted)
 
 
-def _information(groups: Sequence[Sequence[Sequence[str]]], variant: Variant) -> dict[Ngram, float]:
-    """log2 of (count of the n-gram without its last token / count of the n-gram) for all n-grams of the references."""
-    tokens = sum(len(reference) for group in groups for reference in group)
-    counts = Counter(
-        chain.from_iterable(ngrams(reference, _NIST_LONGEST) for group in groups for reference in group)
-    )
+def _information(counts: NgramCounts, variant: Variant) -> Numbers:
+    """log2 of (count of the n-gram without its last token / count of the n-gram), over all references; 0 if in none."""
+    occurrences = np.bincount(counts.references.gram, counts.references.count, minlength=len(counts.grams))
+    tokens = occurrences[counts.order == 1].sum()
     # The Perl script looks up the shorter n-gram only if it is true, and to Perl the string "0" is false.
     unseen: tuple[Ngram, ...] = ((), ("0",)) if variant == "perl" else ((),)
-    return {
-        gram: math.log2((tokens if gram[:-1] in unseen else counts[gram[:-1]]) / count)
-        for gram, count in counts.items()
-    }
+    index = {gram: number for number, gram in enumerate(counts.grams)}
+    shorter = np.array([-1 if gram[:-1] in unseen else index[gram[:-1]] for gram in counts.grams], dtype=np.int64)
+    shorter_occurrences = np.append(occurrences, tokens)[shorter]
+    ratio = np.divide(shorter_occurrences, occurrences, out=np.ones_like(occurrences), where=occurrences > 0)
+    return np.log2(ratio)
 
 
 def bleu(statistics: Statistics, variant: Variant, smoothing: float = 0.0) -> float:
@@ -167,9 +163,9 @@ def bleu(statistics: Statistics, variant: Variant, smoothing: float = 0.0) -> fl
         variant: The variant that made `statistics`.
         smoothing: Added to matches and totals of every n, `python` only; 1.0 gives the script's sentBLEU.
     """
-    matches = statistics.matches.sum(0).tolist()
+    matches = statistics.matches[:, :_BLEU_LONGEST].sum(0).tolist()
     totals = statistics.totals[:, :_BLEU_LONGEST].sum(0).tolist()
-    length, closest = totals[0], int(statistics.closest.sum())
+    length, closest = totals[0], float(statistics.closest.sum())
     if variant == "perl":
         if length == 0:
             return 0.0
@@ -181,7 +177,7 @@ def bleu(statistics: Statistics, variant: Variant, smoothing: float = 0.0) -> fl
     return math.exp(precision / _BLEU_LONGEST + min(0.0, 1 - closest / length))
 
 
-def _perl_log_precision(matches: Sequence[int], totals: Sequence[int]) -> float:
+def _perl_log_precision(matches: Sequence[float], totals: Sequence[float]) -> float:
     """Mean logarithm of the precisions; 1/2, 1/4, ... match where there is none, nothing where there is no n-gram."""
     precision, halves = 0.0, 1.0
     for match, total in zip(matches, totals, strict=True):

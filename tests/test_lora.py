@@ -1,0 +1,274 @@
+from pathlib import Path
+from typing import Any, Literal
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lora_dist import lora, model
+from lora_dist.config import BASELINE, IMPROVED, LoraSettings, Settings, UserError
+
+EVERY_LAYER = ("c_attn", "c_proj", "c_fc")
+IDS = torch.randint(300, (3, 17), generator=torch.Generator().manual_seed(0))
+
+
+def injected(gpt2: GPT2LMHeadModel, targets: tuple[str, ...] = EVERY_LAYER, dropout: float = 0.0) -> GPT2LMHeadModel:
+    """The model with matrices that are all far from zero."""
+    model.inject(
+        gpt2, LoraSettings(rank=4, alpha=8.0, dropout=dropout, targets=targets, init="gaussian"), seed=1
+    )
+    return gpt2
+
+
+def plain(folder: Path) -> GPT2LMHeadModel:
+    """The checkpoint as transformers loads it, with no row for the reference token."""
+    return GPT2LMHeadModel.from_pretrained(folder)
+
+
+def with_peft(base: GPT2LMHeadModel, targets: tuple[str, ...], state: dict[str, Tensor]) -> Any:
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, lora_dropout=0.0, target_modules=list(targets), fan_in_fan_out=True, task_type="CAUSAL_LM"
+    )
+    wrapped = peft.get_peft_model(base, config)
+    assert peft.set_peft_model_state_dict(wrapped, dict(state)).unexpected_keys == []
+    return wrapped
+
+
+def state(gpt2: GPT2LMHeadModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in lora.parameters(gpt2).items()}
+
+
+def logits(module: Any, ids: Tensor = IDS) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = module.eval()(input_ids=ids).logits
+    return found
+
+
+def layer(gpt2: GPT2LMHeadModel) -> lora.LoraConv1D:
+    found = gpt2.transformer.h[1].attn.c_attn
+    assert isinstance(found, lora.LoraConv1D)
+    return found
+
+
+# Against PEFT
+
+
+@pytest.mark.parametrize("targets", [("c_attn",), EVERY_LAYER, ("mlp.c_proj",)])
+def test_forward_and_gradients_equal_pefts(tiny_gpt2: Path, gpt2: GPT2LMHeadModel, targets: tuple[str, ...]) -> None:
+    ours = injected(gpt2, targets)
+    theirs = with_peft(plain(tiny_gpt2), targets, state(ours))
+    torch.testing.assert_close(logits(ours)[..., :-1], logits(theirs), rtol=1e-5, atol=1e-5)
+    assert (logits(plain(tiny_gpt2)) - logits(theirs)).abs().max() > 0.1
+    for module in (ours, theirs):
+        module(input_ids=IDS).logits[..., :300].logsumexp(-1).mean().backward()
+    gradients = {n.replace(".default", ""): p.grad for n, p in theirs.named_parameters() if p.requires_grad}
+    assert gradients.keys() == lora.parameters(ours).keys()
+    for name, parameter in lora.parameters(ours).items():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("resized", [False, True])
+def test_a_saved_adapter_loads_in_peft(
+    tmp_path: Path, tiny_gpt2: Path, gpt2: GPT2LMHeadModel, tokenizer: Any, resized: bool
+) -> None:
+    identity = model.identify(gpt2, tokenizer, str(tiny_gpt2))
+    settings = LoraSettings(rank=4, alpha=8.0, targets=EVERY_LAYER, init="gaussian")
+    model.inject(gpt2, settings, seed=1)
+    model.save_adapter(tmp_path, state(gpt2), settings, identity)
+    base = plain(tiny_gpt2)
+    if resized:
+        base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path)
+    torch.testing.assert_close(logits(theirs)[..., :300], logits(gpt2)[..., :300], rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_saved_by_peft_loads_here(
+    tmp_path: Path, tiny_gpt2: Path, gpt2: GPT2LMHeadModel, tokenizer: Any
+) -> None:
+    source = injected(model.load_base(model.ModelSettings(name=str(tiny_gpt2)), tokenizer, torch.float32))
+    theirs = with_peft(plain(tiny_gpt2), EVERY_LAYER, state(source))
+    theirs.save_pretrained(tmp_path)
+    model.load_adapter(tmp_path, gpt2, tokenizer)
+    torch.testing.assert_close(logits(gpt2)[..., :300], logits(theirs), rtol=1e-5, atol=1e-5)
+    assert layer(gpt2).scaling == 2
+
+
+# Against the formula
+
+
+def test_layer_computes_the_formula_with_q_k_v_at_their_offsets(gpt2: GPT2LMHeadModel) -> None:
+    c_attn = layer(injected(gpt2))
+    a, b, width = c_attn.lora_A, c_attn.lora_B, 32
+    x = torch.randn(5, width)
+    out = c_attn(x)
+    for part in range(3):  # q, k, v: each its columns of W and its rows of B
+        own = slice(part * width, (part + 1) * width)
+        expected = x @ c_attn.base.weight[:, own] + c_attn.base.bias[own] + 8 / 4 * (x @ a.T @ b[own].T)
+        torch.testing.assert_close(out[:, own], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_original_init_has_zero_b_and_leaves_the_logits_to_the_bit(gpt2: GPT2LMHeadModel) -> None:
+    before = logits(gpt2)
+    model.inject(gpt2, LoraSettings(rank=4, targets=EVERY_LAYER, init="original"), seed=1)
+    assert torch.equal(logits(gpt2), before)
+    for name, parameter in lora.parameters(gpt2).items():
+        assert parameter.any() == ("lora_A" in name)
+
+
+@pytest.mark.parametrize("init", ["original", "gaussian"])
+def test_initial_values_have_standard_deviation_one_over_r_and_depend_on_the_seed_alone(
+    init: Literal["original", "gaussian"],
+) -> None:
+    def draw(seed: int) -> tuple[Tensor, Tensor]:
+        with torch.device("meta"):
+            gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=768, n_layer=1, n_head=12))
+        gpt2.transformer.h[0].attn.c_attn.to_empty(device="cpu")
+        lora.inject(gpt2, LoraSettings(rank=16, init=init), seed)
+        c_attn = gpt2.transformer.h[0].attn.c_attn
+        return c_attn.lora_A.detach(), c_attn.lora_B.detach()
+
+    torch.manual_seed(3)
+    (a, b), (a_again, b_again), (a_other, _) = draw(1), draw(1), draw(2)
+    assert a.std().item() == pytest.approx(1 / 16, rel=0.03)
+    assert b.std().item() == pytest.approx(1 / 16 if init == "gaussian" else 0, rel=0.03)
+    assert torch.equal(a, a_again)
+    assert torch.equal(b, b_again)
+    assert not torch.equal(a, a_other)
+
+
+@pytest.mark.parametrize(
+    ("size", "preset", "count"),
+    [
+        ((768, 12, 12), BASELINE, 147_456),
+        ((768, 12, 12), IMPROVED, 2_359_296),
+        ((1024, 24, 16), BASELINE, 393_216),
+        ((1024, 24, 16), IMPROVED, 6_291_456),
+    ],
+)
+def test_trained_numbers_are_those_of_the_paper(size: tuple[int, int, int], preset: Settings, count: int) -> None:
+    width, depth, heads = size
+    with torch.device("meta"):
+        gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=depth, n_head=heads))
+    model.inject(gpt2, preset.lora, seed=0)
+    assert sum(p.numel() for p in gpt2.parameters() if p.requires_grad) == count
+    assert model.trainable_count(gpt2) == lora.expected_count(gpt2, preset.lora.rank) == count
+
+
+def test_dropout_acts_on_the_input_while_training_only(gpt2: GPT2LMHeadModel) -> None:
+    c_attn, x = layer(injected(gpt2, dropout=0.5)), torch.randn(32)
+    rows = x.expand(20_000, 32)
+    with torch.no_grad():
+        without = c_attn.eval()(rows)
+        assert torch.equal(without, c_attn(rows))
+        torch.manual_seed(0)
+        dropped = c_attn.train()(rows)
+        # The mean over many masks is the value without; one of 32 inputs kept at a time would be doubled, not scaled.
+        spread = dropped.std(0) / len(rows) ** 0.5
+        assert ((dropped.mean(0) - without[0]).abs() < 5 * spread).all()
+        update = dropped - c_attn.base(rows)
+        masked = torch.linalg.lstsq(c_attn.lora_B * c_attn.scaling, update.T).solution.T  # A dropout(x), (rows, r)
+        expected = (x**2) @ (c_attn.lora_A.T**2)  # variance of a sum of x_i a_i times 0 or 2
+        torch.testing.assert_close(masked.var(0), expected, rtol=0.05, atol=0.0)
+
+
+# Merging
+
+
+def test_merge_and_unmerge_are_exact_and_idempotent(gpt2: GPT2LMHeadModel) -> None:
+    bits = {name: p.detach().clone() for name, p in gpt2.named_parameters()}
+    before = logits(injected(gpt2))
+    for round_trip in range(2):
+        for _ in range(2):
+            for _, module in lora.layers(gpt2):
+                module.merge()
+        torch.testing.assert_close(logits(gpt2), before, rtol=1e-5, atol=1e-5)
+        c_attn = layer(gpt2)
+        product = 2 * (c_attn.lora_B @ c_attn.lora_A).T
+        merged = bits["transformer.h.1.attn.c_attn.weight"] + product
+        torch.testing.assert_close(c_attn.base.weight, merged, rtol=1e-6, atol=1e-6)
+        for _ in range(2):
+            for _, module in lora.layers(gpt2):
+                module.unmerge()
+        for name, parameter in gpt2.named_parameters():
+            assert "lora_" in name or torch.equal(parameter, bits[name.replace(".base.", ".")]), (name, round_trip)
+        assert torch.equal(logits(gpt2), before)
+
+
+def test_eval_alone_merges_nothing(gpt2: GPT2LMHeadModel) -> None:
+    weight = layer(injected(gpt2)).weight().clone()
+    for _ in range(3):
+        gpt2.train()
+        gpt2.eval()
+    assert torch.equal(layer(gpt2).weight(), weight)
+    assert not any(module.merged for _, module in lora.layers(gpt2))
+
+
+@pytest.mark.parametrize("merged_before", [False, True])
+def test_fold_gives_a_plain_gpt2_that_saves_and_loads(
+    tmp_path: Path, gpt2: GPT2LMHeadModel, merged_before: bool
+) -> None:
+    keys = set(gpt2.state_dict())
+    before = logits(injected(gpt2))
+    if merged_before:
+        for _, module in lora.layers(gpt2):
+            module.merge()
+    lora.fold(gpt2)
+    assert set(gpt2.state_dict()) == keys
+    assert not list(lora.layers(gpt2))
+    gpt2.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(plain(tmp_path)), before, rtol=1e-5, atol=1e-5)
+
+
+# What is trained
+
+
+def test_one_update_moves_every_matrix_and_no_bit_of_the_frozen_weights(gpt2: GPT2LMHeadModel) -> None:
+    before = {name: p.detach().clone() for name, p in injected(gpt2, dropout=0.1).named_parameters()}
+    optimizer = torch.optim.AdamW((p for p in gpt2.parameters() if p.requires_grad), lr=1e-2, weight_decay=0.01)
+    gpt2.train()(input_ids=IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    for name, parameter in gpt2.named_parameters():
+        assert torch.equal(parameter, before[name]) != ("lora_" in name), name
+
+
+def test_under_a_bf16_base_a_and_b_stay_fp32_and_get_gradients(tiny_gpt2: Path, tokenizer: Any) -> None:
+    base = model.load_base(model.ModelSettings(name=str(tiny_gpt2)), tokenizer, torch.bfloat16)
+    gpt2 = injected(base)
+    gpt2(input_ids=IDS, labels=IDS).loss.backward()
+    for name, parameter in lora.parameters(gpt2).items():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+    assert layer(gpt2).weight().dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("targets", [("c_atn",), ("c_attn", "attn"), ("_attn",), ("lm_head",)])
+def test_a_target_that_matches_no_layer_is_refused_with_the_names_there_are(
+    gpt2: GPT2LMHeadModel, targets: tuple[str, ...]
+) -> None:
+    with pytest.raises(UserError, match=rf"--lora\.targets {targets[-1]} matches no layer: .* c_attn, c_fc, c_proj"):
+        model.inject(gpt2, LoraSettings(targets=targets), seed=0)
+    assert not list(lora.layers(gpt2))
+
+
+A_OF_LAYER_1 = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({A_OF_LAYER_1: None}, "1 of its matrices are missing and 0 are unknown, first .*h.1"),
+        ({"base_model.model.transformer.h.7.attn.c_attn.lora_A.weight": torch.ones(4, 32)}, "0 .* 1 are .*h.7"),
+        ({A_OF_LAYER_1: torch.ones(8, 32)}, r"h.1.attn.c_attn.lora_A.weight is \(8, 32\), the model needs \(4, 32\)"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_nothing_is_copied(
+    gpt2: GPT2LMHeadModel, change: dict[str, Tensor | None], message: str
+) -> None:
+    before = state(injected(gpt2))
+    changed = {name: torch.zeros_like(value) for name, value in before.items()} | change
+    with pytest.raises(UserError, match=message):
+        lora.load(gpt2, {name: value for name, value in changed.items() if value is not None})
+    assert all(torch.equal(value, before[name]) for name, value in state(gpt2).items())

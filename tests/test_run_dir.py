@@ -1,0 +1,246 @@
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lora_dist.config import IMPROVED, UserError
+from lora_dist.run_dir import RunDir, new_folder, read_json, versions, write_config, write_json, write_jsonl, write_text
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+# Whether a folder may be written to
+
+
+def empty(root: Path) -> None:
+    root.mkdir()
+
+
+def run(root: Path) -> None:
+    write_config(RunDir(root), IMPROVED, {}, {}, {})
+
+
+def foreign(root: Path) -> None:
+    write_text(root / "thesis.tex", "ten years of work")
+
+
+def file(root: Path) -> None:
+    root.write_text("not a folder")
+
+
+def below_a_file(root: Path) -> None:
+    root.parent.rmdir()
+    root.parent.write_text("not a folder")
+
+
+def absent(root: Path) -> None:
+    """Nothing is there."""
+
+
+ANOTHER_RUN, NOT_A_RUN, A_FILE, UNWRITABLE = "holds another run", "not the folder of a run", "is a file", "written to"
+
+
+@pytest.mark.parametrize(
+    ("before", "plain", "resume", "overwrite"),
+    [
+        (absent, None, None, None),
+        (empty, None, None, None),
+        (run, ANOTHER_RUN, None, None),
+        (foreign, ANOTHER_RUN, None, NOT_A_RUN),
+        (file, A_FILE, A_FILE, A_FILE),
+        (below_a_file, UNWRITABLE, UNWRITABLE, UNWRITABLE),
+    ],
+)
+def test_check_lets_no_flag_destroy_what_it_does_not_name_and_changes_nothing(
+    tmp_path: Path, before: Callable[[Path], None], plain: str | None, resume: str | None, overwrite: str | None
+) -> None:
+    parent = tmp_path / "runs"
+    parent.mkdir()
+    before(root := parent / "out")
+    found = names(tmp_path)
+    for message, flags in ((plain, (False, False)), (resume, (True, False)), (overwrite, (False, True))):
+        if message is None:
+            RunDir(root).check(resume=flags[0], overwrite=flags[1])
+        else:
+            with pytest.raises(UserError, match=message) as error:
+                RunDir(root).check(resume=flags[0], overwrite=flags[1])
+            assert f"--out {root}" in str(error.value)
+    assert names(tmp_path) == found
+
+
+def test_prepare_makes_the_folder_and_empties_it_only_when_told(tmp_path: Path) -> None:
+    out = RunDir(tmp_path / "deep" / "out")
+    out.prepare(overwrite=False)
+    run(out.root)
+    out.prepare(overwrite=False)
+    assert names(out.root) == {"config.json"}
+    out.prepare(overwrite=True)
+    assert names(out.root) == set()
+
+
+def test_file_names_are_those_of_the_design() -> None:
+    out = RunDir(Path("OUT"))
+    assert [path.as_posix() for path in (out.config, out.metrics, out.adapter, out.checkpoint(500))] == [
+        "OUT/config.json",
+        "OUT/metrics.jsonl",
+        "OUT/adapter",
+        "OUT/checkpoints/step-000500",
+    ]
+    assert [path.as_posix() for path in (out.outputs, out.outputs_text, out.references_text, out.scores)] == [
+        "OUT/decode/outputs.jsonl",
+        "OUT/decode/outputs.txt",
+        "OUT/decode/references.txt",
+        "OUT/scores.json",
+    ]
+    assert [path.as_posix() for path in (out.report_markdown, out.report_html)] == ["OUT/report.md", "OUT/report.html"]
+
+
+def test_config_json_gives_the_settings_back_and_says_what_they_met(tmp_path: Path) -> None:
+    out = RunDir(tmp_path)
+    write_config(out, IMPROVED, {"size": 2}, {"train": "abc"}, {"trainable": 7})
+    assert out.settings() == IMPROVED
+    stored = json.loads(out.config.read_text())
+    assert (stored["world"], stored["data"], stored["counts"]) == ({"size": 2}, {"train": "abc"}, {"trainable": 7})
+    assert stored["versions"] == versions()
+    assert {"lora_dist", "python", "torch", "transformers", "accelerate"} <= versions().keys()
+
+
+@pytest.mark.parametrize("content", [None, "{", b"\xff"])
+def test_a_folder_without_a_readable_config_is_no_run(tmp_path: Path, content: str | bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=f"{tmp_path} is not the folder of a run: .*config.json"):
+        RunDir(tmp_path).settings()
+
+
+# Files and folders come whole or not at all
+
+
+def test_text_is_utf8_with_line_feeds_and_json_is_readable(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b.txt", "é\r\n£\n")
+    assert (tmp_path / "a" / "b.txt").read_bytes() == "é\r\n£\n".encode()
+    write_json(tmp_path / "c.json", {"mr": "Café"})
+    assert read_json(tmp_path / "c.json", "") == {"mr": "Café"}
+    assert "Café" in (tmp_path / "c.json").read_text(encoding="utf-8")
+    write_jsonl(tmp_path / "d.jsonl", [{"n": 1}, {"n": 2}])
+    assert (tmp_path / "d.jsonl").read_text() == '{"n": 1}\n{"n": 2}\n'
+
+
+def test_what_is_written_others_may_read(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "")
+    with new_folder(tmp_path / "folder"):
+        pass
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder")] == [0o644, 0o755]
+
+
+def replace_file(root: Path) -> None:
+    write_text(root / "file", "new")
+
+
+def replace_folder(root: Path) -> None:
+    with new_folder(root / "folder") as folder:
+        (folder / "inside").write_text("new")
+
+
+@pytest.mark.parametrize("failing", ["replace", "fsync"])
+@pytest.mark.parametrize("write", [replace_file, replace_folder])
+def test_a_failed_write_leaves_the_old_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None], failing: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    write_text(tmp_path / "file", "old")
+    write_text(tmp_path / "folder" / "inside", "old")
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path)
+    assert names(tmp_path) == {"file", "folder", "folder/inside"}
+    assert [(tmp_path / name).read_text() for name in ("file", "folder/inside")] == ["old", "old"]
+
+
+def test_a_block_that_raises_leaves_the_old_folder(tmp_path: Path) -> None:
+    write_text(tmp_path / "folder" / "inside", "old")
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "folder") as folder:
+        (folder / "inside").write_text("half")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == {"folder", "folder/inside"}
+    assert (tmp_path / "folder" / "inside").read_text() == "old"
+
+
+def test_a_new_folder_takes_the_place_of_the_old_one_whole(tmp_path: Path) -> None:
+    write_text(tmp_path / "folder" / "inside", "old")
+    write_text(tmp_path / "folder" / "gone", "old")
+    replace_folder(tmp_path)
+    assert names(tmp_path) == {"folder", "folder/inside"}
+    assert (tmp_path / "folder" / "inside").read_text() == "new"
+
+
+# Checkpoints
+
+
+def write_checkpoint(run: RunDir, step: int) -> None:
+    with new_folder(run.checkpoint(step), marker="COMPLETE") as folder:
+        (folder / "state.json").write_text("{}")
+
+
+def test_the_marker_comes_last_and_without_it_a_checkpoint_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, replace = RunDir(tmp_path), os.replace
+    made: list[str] = []
+
+    def spy(source: str, target: Path) -> None:
+        if Path(target).name == "COMPLETE" and out.checkpoint(2).exists():
+            raise OSError("power cut")
+        replace(source, target)
+        made.append(Path(target).name)
+
+    monkeypatch.setattr(os, "replace", spy)
+    write_checkpoint(out, 1)
+    assert made == ["step-000001", "COMPLETE"]
+    with pytest.raises(OSError, match="power cut"):
+        write_checkpoint(out, 2)
+    assert (out.checkpoint(2) / "state.json").is_file()
+    assert out.steps() == [1]
+
+
+def test_steps_are_sorted_by_number_and_a_checkpoint_half_written_or_half_deleted_is_none(tmp_path: Path) -> None:
+    out = RunDir(tmp_path)
+    assert out.steps() == []
+    for step in (1_000_000, 500, 999_999):
+        write_checkpoint(out, step)
+    write_text(out.checkpoint(700) / "state.json", "{}")
+    write_text(out.checkpoints / ".step-000800.tmp" / "COMPLETE", "")
+    assert out.steps() == [500, 999_999, 1_000_000]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [20, 30]), (5, [10, 20, 30])])
+def test_keep_newest_deletes_the_oldest_complete_checkpoints(tmp_path: Path, keep: int, left: list[int]) -> None:
+    out = RunDir(tmp_path)
+    for step in (10, 20, 30):
+        write_checkpoint(out, step)
+    out.keep_newest(keep)
+    assert out.steps() == left
+    assert names(out.checkpoints) >= {f"step-{step:06d}/state.json" for step in left}
+    assert len(list(out.checkpoints.iterdir())) == len(left)
+
+
+def test_a_deletion_cut_short_leaves_no_checkpoint_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = RunDir(tmp_path)
+    write_checkpoint(out, 1)
+    write_checkpoint(out, 2)
+
+    def killed(*_: object) -> None:
+        raise OSError("power cut")
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(OSError, match="power cut"):
+        out.keep_newest(1)
+    assert out.steps() == [2]
