@@ -3,20 +3,19 @@
 Modules that need torch are imported by the commands that need them, so that scoring and `--help` start at once.
 """
 
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional
 
 from lora_dist.config import BASELINE, IMPROVED, DataSettings, DecodeSettings, ModelSettings, Settings, UserError
-from lora_dist.run_dir import RunDir, read_json, write_json, write_text
+from lora_dist.run_dir import RunDir, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +124,8 @@ def run(argv: Sequence[str]) -> int:
     from lora_dist.distributed import on_main, world
     from lora_dist.e2e import load_split
     from lora_dist.metrics.java import find_java
+    from lora_dist.report import write_report
+    from lora_dist.scoring import score_run, table
     from lora_dist.train import train as train_adapter
 
     command = _preset_command("run", argv)
@@ -136,8 +137,8 @@ def run(argv: Sequence[str]) -> int:
         decode(command.settings(), folder, here)
         is_main = here.is_main
     if is_main:  # no rank waits while Java computes METEOR
-        _score_run(folder)
-        print(_write_report([folder], folder))
+        print(table(score_run(folder)))
+        print(write_report([folder], folder))
     return 0
 
 
@@ -176,21 +177,25 @@ def decode(argv: Sequence[str]) -> int:
 
 def score(argv: Sequence[str]) -> int:
     """The five official metrics of any outputs: score REFERENCES OUTPUTS."""
+    from lora_dist.scoring import score_files, table
+
     command = tyro.cli(ScoreCommand, prog="lora-dist score", args=argv)
-    scores = _scores(command.references, command.outputs, command.mteval)
+    scores = score_files(command.references, command.outputs, command.mteval)
     if command.save is not None:
         write_json(command.save, scores)
-    print(json.dumps(scores, indent=2) if command.json else _score_table(scores))
+    print(json.dumps(scores, indent=2) if command.json else table(scores))
     return 0
 
 
 def report(argv: Sequence[str]) -> int:
     """The paper's Table 3 with runs beside it: report RUN..."""
+    from lora_dist.report import write_report
+
     command = tyro.cli(ReportCommand, prog="lora-dist report", args=argv)
     if not command.runs:
         raise UserError("report needs the folder of at least one scored run: lora-dist report RUN...")
     runs = [RunDir(path) for path in command.runs]
-    print(_write_report(runs, RunDir(command.out or command.runs[0])))
+    print(write_report(runs, RunDir(command.out or command.runs[0])))
     return 0
 
 
@@ -302,44 +307,3 @@ def _with_settings_of_run(command: type[C], name: str, argv: Sequence[str]) -> C
     saved = RunDir(parsed.run).settings()
     sections = {f.name: getattr(saved, f.name) for f in fields(parsed) if f.name in ("model", "data", "decode")}
     return tyro.cli(command, prog=f"lora-dist {name}", args=argv, default=replace(parsed, **sections))
-
-
-def _scores(references: Path, outputs: Path, mteval: Literal["perl", "python"]) -> dict[str, Any]:
-    from lora_dist import metrics
-    from lora_dist.metrics.files import read_outputs, read_references
-
-    groups, texts = read_references(references), read_outputs(outputs)
-    values = metrics.score(groups, texts, mteval)
-    files = {"references": _sha256(references), "outputs": _sha256(outputs)}
-    rounded = {name: round(value, 6) for name, value in values.items()}
-    return {**rounded, "signature": {**metrics.signature(mteval), **files}}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _score_run(folder: RunDir) -> None:
-    """Score a run's outputs into its scores.json, with what made the outputs in the signature."""
-    scores = _scores(folder.references_text, folder.outputs_text, "perl")
-    scores["signature"]["decode"] = read_json(folder.decode_signature, f"{folder.root} has not been decoded")
-    write_json(folder.scores, scores)
-    print(_score_table(scores))
-
-
-def _score_table(scores: dict[str, Any]) -> str:
-    signature = scores["signature"]
-    lines = [f"{name:<8} {value:8.4f}" for name, value in scores.items() if name != "signature"]
-    return "\n".join([*lines, *(f"  {key}: {value}" for key, value in signature.items() if key != "decode")])
-
-
-def _write_report(runs: Sequence[RunDir], target: RunDir) -> str:
-    """Write report.md and report.html; return the Markdown and where it is."""
-    from lora_dist.report import load_row, markdown, page
-
-    loaded = [load_row(folder) for folder in runs]
-    rows, notes = [row for row, _ in loaded], [note for _, found in loaded for note in found]
-    text = markdown(rows, notes)
-    write_text(target.report_markdown, text)
-    write_text(target.report_html, page(rows, notes))
-    return f"{text}\nreport in {target.report_markdown} and {target.report_html}"

@@ -112,7 +112,7 @@ class TrainSettings:
     seed: int = 42
     """Seed of the initial matrices, the data order and the dropout."""
     deterministic: bool = True
-    """Use only deterministic CUDA kernels: the same bits in every run, some per cent slower."""
+    """Use deterministic CUDA kernels: the same bits in every run, for which some faster kernels are given up."""
     log_steps: int = 10
     """Updates between two lines of metrics.jsonl."""
     checkpoint_steps: int = 500

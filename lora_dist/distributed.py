@@ -20,6 +20,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_
 from torch import Tensor, nn
 
 from lora_dist.config import Precision, UserError
+from lora_dist.device import choose_device, compute_precision
 
 T = TypeVar("T")
 
@@ -83,7 +84,7 @@ def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = 
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     _refuse_unjoined_copies(launched)
-    on_cpu = _choose_device(device, launched)
+    on_cpu = choose_device(device, launched)
     if on_cpu and launched > 1:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", launched))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
@@ -105,7 +106,7 @@ def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = 
         )
     assert launched == 1 or accelerator.distributed_type != DistributedType.NO
     try:
-        yield World(accelerator, _precision(accelerator.device))
+        yield World(accelerator, compute_precision(accelerator.device))
         accelerator.wait_for_everyone()
     finally:
         accelerator.end_training()  # ends trackers and destroys the process group, before the interpreter does
@@ -132,55 +133,6 @@ def _refuse_unjoined_copies(launched: int) -> None:
                 f"{copies} copies of this command were started ({name}={copies}) that do not know of each other: start "
                 "one task a node, and in it accelerate launch (see launch/multi_node.slurm)"
             )
-
-
-def _choose_device(device: str, launched: int) -> bool:
-    """Pick the device before accelerate does; return whether it is the CPU.
-
-    Without a launcher and without a wish, the GPU with the most free memory is taken.
-    """
-    try:
-        wanted = (
-            torch.accelerator.current_accelerator(check_available=True) if device == "auto" else torch.device(device)
-        )
-    except RuntimeError:
-        raise UserError(f"--device {device} is not a device: give auto, cpu, cuda or cuda:N") from None
-    if wanted is None or wanted.type == "cpu":
-        return True
-    count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-    if device != "auto" and (wanted.index or 0) >= count:
-        raise UserError(f"--device {device} is not there: this machine offers {count} accelerators; try --device cpu")
-    if launched > 1 and wanted.index is not None and device != "auto":
-        raise UserError(
-            f"--device {device}: under a launcher each process gets a device of its own, leave out the number"
-        )
-    if launched == 1 and wanted.type == "cuda":
-        index = wanted.index if device != "auto" else None
-        if index is None:
-            index = max(range(count), key=lambda k: torch.cuda.mem_get_info(k)[0])
-        os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{index}"
-        torch.cuda.set_device(index)
-        if count > 1:
-            print(
-                f"lora-dist: using cuda:{index} of {count} GPUs; for all of them start with accelerate launch "
-                f"--config_file accelerate_configs/ddp.yaml --num_processes {count} -m lora_dist",
-                file=sys.stderr,
-            )
-    return False
-
-
-def _precision(device: torch.device) -> Precision:
-    """The launcher's precision (bf16 without one), or fp32 on a device that would only emulate bf16."""
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
-    if asked == "no":
-        return "fp32"
-    if asked != "bf16":
-        raise UserError(f"mixed_precision is {asked}: give bf16, or no for fp32, in the accelerate config")
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type == "cpu":
-        return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
-    return "fp32"
 
 
 def on_main(world: World, work: Callable[[], T]) -> T:

@@ -85,7 +85,7 @@ class _CrossEntropy(torch.autograd.Function):
             uniform = normaliser.sum() - mean.sum()
             sums += torch.stack([(1 - label_smoothing) * plain + label_smoothing * uniform, plain])
             if gradient is not None:
-                powers.scatter_add_(-1, target, (label_smoothing - 1) * total)
+                powers.scatter_(-1, target, powers.gather(-1, target) - (1 - label_smoothing) * total)
                 pulled = (powers.to(weight.dtype) @ weight).float() / total
                 gradient[start : start + step] = pulled - label_smoothing * mean_row
         ctx.save_for_backward(gradient)

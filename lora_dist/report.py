@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_dist.config import UserError
-from lora_dist.run_dir import RunDir, read_json
-
-METRICS = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")
+from lora_dist.metrics import METRICS
+from lora_dist.run_dir import RunDir, read_json, write_text
 
 PAPER: dict[str, tuple[str, tuple[float, ...]]] = {
     "Baseline (E2E)": ("-", (0.6593, 8.6094, 0.4483, 0.6850, 2.2338)),
@@ -17,6 +16,20 @@ PAPER: dict[str, tuple[str, tuple[float, ...]]] = {
     "Improved": ("2.36M", (0.6882, 8.7540, 0.4667, 0.7103, 2.4537)),
 }
 """Table 3 of "Finetuning GPT-2 on E2E Using LoRA": trainable parameters, then the scores in the order of METRICS."""
+
+
+def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
+    """Write report.md and report.html for `runs` into `target`; return the Markdown, and where it lies.
+
+    Raises:
+        UserError: if a run has no scores yet.
+    """
+    loaded = [load_row(run) for run in runs]
+    rows, notes = [row for row, _ in loaded], [note for _, found in loaded for note in found]
+    text = markdown(rows, notes)
+    write_text(target.report_markdown, text)
+    write_text(target.report_html, page(rows, notes))
+    return f"{text}\nreport in {target.report_markdown} and {target.report_html}"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class TrainingLog:
             old = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
             rows = [json.loads(line) for line in old if line.endswith("}")]
             write_jsonl(run.metrics, [row for row in rows if row["step"] <= done])
-        world.accelerator.init_trackers("lora_dist", config=tracker_settings)
+        plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in tracker_settings.items()}
+        world.accelerator.init_trackers("lora_dist", config=plain)  # TensorBoard takes no lists and no None
         self._sums: Tensor | None = None
         self._labels = self._tokens = self._examples = 0
         self._interval_start = time.perf_counter()

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from lora_dist.config import DataSettings
-from lora_dist.demo_corpus import ADJECTIVES, PLANS, PREPOSITIONS, VALUES, VERB_PHRASES, _realise, plain_texts, write_corpus
+from lora_dist.demo_corpus import (
+    ADJECTIVES,
+    PLANS,
+    PREPOSITIONS,
+    VALUES,
+    VERB_PHRASES,
+    _realise,
+    plain_texts,
+    write_corpus,
+)
 from lora_dist.e2e import FILES, SPLITS, Group, Split, group_by_mr, is_official, load_split, parse_mr
 
 
@@ -119,7 +128,8 @@ def test_articles_agree_with_the_next_word(folder: Path) -> None:
 
 def test_the_same_seed_gives_the_same_bytes_in_any_process(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from lora_dist.demo_corpus import write_corpus; write_corpus(pathlib.Path(sys.argv[1]), 7, 50)"
+        "import sys, pathlib; from lora_dist.demo_corpus import write_corpus\n"
+        "write_corpus(pathlib.Path(sys.argv[1]), 7, 50)"
     )
     for hash_seed in ("0", "1"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "LC_ALL": "C", "PYTHONUTF8": "0"}

@@ -165,9 +165,14 @@ def test_a_failed_write_leaves_the_old_and_no_litter(
 
 def test_a_block_that_raises_leaves_the_old_folder(tmp_path: Path) -> None:
     write_text(tmp_path / "folder" / "inside", "old")
-    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "folder") as folder:
-        (folder / "inside").write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with new_folder(tmp_path / "folder") as folder:
+            (folder / "inside").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert names(tmp_path) == {"folder", "folder/inside"}
     assert (tmp_path / "folder" / "inside").read_text() == "old"
 

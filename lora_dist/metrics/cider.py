@@ -29,7 +29,9 @@ def sentence_scores(references: Sequence[Sequence[str]], outputs: Sequence[str])
     Raises:
         UserError: if no reference holds a word.
     """
-    counts = count([[text.split() for text in group] for group in references], [text.split() for text in outputs], _LONGEST)
+    counts = count(
+        [[text.split() for text in group] for group in references], [text.split() for text in outputs], _LONGEST
+    )
     if not len(counts.references.text):
         raise UserError("no reference holds a word, so CIDEr is not defined: check the references")
     group_sizes = np.array([len(group) for group in references])

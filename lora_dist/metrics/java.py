@@ -80,7 +80,11 @@ def find_jar(name: str) -> Path:
 
 
 def run_java(
-    arguments: Sequence[str | Path], stdin: str, max_heap: str = "2g", timeout: float = TIMEOUT, folder: Path | None = None
+    arguments: Sequence[str | Path],
+    stdin: str,
+    max_heap: str = "2g",
+    timeout: float = TIMEOUT,
+    folder: Path | None = None,
 ) -> str:
     """What a Java program prints, given its arguments (`-jar ...` or `-cp ...`) and standard input, both UTF-8.
 
@@ -104,9 +108,7 @@ def run_java(
         return _run(command, stdin.encode(), timeout, Path(temporary)).stdout.decode()
 
 
-def _run(
-    command: list[str], stdin: bytes, timeout: float, folder: Path | None
-) -> subprocess.CompletedProcess[bytes]:
+def _run(command: list[str], stdin: bytes, timeout: float, folder: Path | None) -> subprocess.CompletedProcess[bytes]:
     # run() reads both pipes while it writes the third, so none of them can fill up and block the program.
     try:
         done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, cwd=folder, check=False)

@@ -47,7 +47,7 @@ _BLEU_LONGEST = 4
 _NIST_BETA = math.log(0.5) / math.log(1.5) ** 2
 
 _ENTITIES = (("<skipped>", ""), ("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))
-_SYMBOLS = str.maketrans({symbol: f" {symbol} " for symbol in "!\"#$%&()*+/:;<=>?@[\\]^_`{|}~"})
+_SYMBOLS = str.maketrans({symbol: f" {symbol} " for symbol in '!"#$%&()*+/:;<=>?@[\\]^_`{|}~'})
 _DOT_OR_COMMA_AFTER = re.compile(r"([^0-9])([.,])")
 _DOT_OR_COMMA_BEFORE = re.compile(r"([.,])([^0-9])")
 _DASH_AFTER_DIGIT = re.compile(r"([0-9])(-)")

@@ -1,0 +1,71 @@
+"""Which device this process computes on, and in which precision it holds the frozen weights."""
+
+import os
+import sys
+
+import torch
+
+from lora_dist.config import Precision, UserError
+
+
+def choose_device(device: str, launched: int) -> bool:
+    """Pick the device before accelerate does; return whether it is the CPU.
+
+    Without a launcher and without a wish, the GPU with the most free memory is taken.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; a number only without a launcher.
+        launched: processes that the launcher started, 1 without one.
+
+    Raises:
+        UserError: if there is no such device, or it is not for one of several processes to choose.
+    """
+    try:
+        wanted = (
+            torch.accelerator.current_accelerator(check_available=True) if device == "auto" else torch.device(device)
+        )
+    except RuntimeError:
+        raise UserError(f"--device {device} is not a device: give auto, cpu, cuda or cuda:N") from None
+    if wanted is None or wanted.type == "cpu":
+        return True
+    here = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if here is not None and here.type == wanted.type else 0
+    if device != "auto" and (wanted.index or 0) >= count:
+        raise UserError(
+            f"--device {device} is not there: this machine offers {count} {wanted.type} devices; try --device cpu"
+        )
+    if launched > 1 and wanted.index is not None and device != "auto":
+        raise UserError(
+            f"--device {device}: under a launcher each process gets a device of its own, leave out the number"
+        )
+    if launched == 1 and wanted.type == "cuda":
+        index = wanted.index if device != "auto" else None
+        if index is None:
+            index = max(range(count), key=lambda k: torch.cuda.mem_get_info(k)[0])
+        os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{index}"
+        torch.cuda.set_device(index)
+        if count > 1:
+            print(
+                f"lora-dist: using cuda:{index} of {count} GPUs; for all of them start with accelerate launch "
+                f"--config_file accelerate_configs/ddp.yaml --num_processes {count} -m lora_dist",
+                file=sys.stderr,
+            )
+    return False
+
+
+def compute_precision(device: torch.device) -> Precision:
+    """The launcher's precision (bf16 without one), or fp32 on a device that would only emulate bf16.
+
+    Raises:
+        UserError: if the accelerate config asks for a precision that is not offered.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16")
+    if asked == "no":
+        return "fp32"
+    if asked != "bf16":
+        raise UserError(f"mixed_precision is {asked}: give bf16, or no for fp32, in the accelerate config")
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "fp32"

@@ -1,0 +1,182 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lora_dist.batches import (
+    REFERENCE_TOKEN,
+    Batch,
+    Indices,
+    TokenizedExamples,
+    collate,
+    dev_batches,
+    encode_prompts,
+    epoch_order,
+    global_batch,
+    rank_share,
+    tokenize,
+)
+from lora_dist.config import UserError
+from lora_dist.e2e import Example
+
+EXAMPLES = [
+    Example("name[The Eagle], food[French]", "The Eagle is French."),
+    Example("name[Blue Spice], customer rating[5 out of 5]", "Blue Spice is rated 5 out of 5, at £20 in Café Rouge."),
+    Example("name[The Eagle], food[French]", " The Eagle  serves French food. "),
+    Example("name[X]", "X."),
+]
+
+
+@pytest.fixture
+def examples(tokenizer: Any) -> TokenizedExamples:
+    return tokenize(tokenizer, EXAMPLES, max_length=128)
+
+
+def row(examples: TokenizedExamples, index: int) -> list[int]:
+    found: list[int] = examples.ids[examples.starts[index] : examples.starts[index + 1]].tolist()
+    return found
+
+
+def arange(count: int) -> Indices:
+    return np.arange(count, dtype=np.int64)
+
+
+# Text to tokens
+
+
+def test_an_example_is_mr_reference_token_reference_end(tokenizer: Any, examples: TokenizedExamples) -> None:
+    assert len(examples) == len(EXAMPLES)
+    for index, example in enumerate(EXAMPLES):
+        text = f"{example.mr} {REFERENCE_TOKEN} {example.reference.strip()}"
+        assert row(examples, index) == [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+
+
+def test_the_prompt_of_decoding_is_what_training_puts_before_a_reference(
+    tokenizer: Any, examples: TokenizedExamples
+) -> None:
+    prompts = encode_prompts(tokenizer, [example.mr for example in EXAMPLES])
+    assert encode_prompts(tokenizer, []) == []
+    for index, prompt in enumerate(prompts):
+        assert row(examples, index)[: examples.prompt_lengths[index]] == prompt
+        assert prompt[-1] == tokenizer.convert_tokens_to_ids(REFERENCE_TOKEN)
+
+
+def test_lengths_and_label_counts(examples: TokenizedExamples) -> None:
+    lengths = [len(row(examples, index)) for index in range(len(EXAMPLES))]
+    assert examples.lengths.tolist() == lengths
+    assert (examples.label_counts + examples.prompt_lengths).tolist() == lengths
+    assert examples.label_counts.min() >= 2  # X. and the end
+
+
+def test_the_longest_example_fits_exactly_and_one_token_less_is_refused(
+    tokenizer: Any, examples: TokenizedExamples
+) -> None:
+    longest = int(examples.lengths.max())
+    assert len(tokenize(tokenizer, EXAMPLES, longest)) == len(EXAMPLES)
+    with pytest.raises(UserError, match=rf"has {longest} tokens, the model takes {longest - 1}: .*Blue Spice"):
+        tokenize(tokenizer, EXAMPLES, longest - 1)
+
+
+# Tokens to tensors
+
+
+@pytest.mark.parametrize("pad", ["eos", "other"])
+def test_labels_are_the_reference_and_the_end_whatever_the_padding(
+    tokenizer: Any, examples: TokenizedExamples, pad: str
+) -> None:
+    eos = tokenizer.eos_token_id
+    batch = collate(examples, arange(4), pad_id=eos if pad == "eos" else 7)
+    rows, width = batch.input_ids.shape
+    assert (rows, width) == (4, examples.lengths.max() - 1)
+    assert len(batch.labels) == len(batch.positions) == examples.label_counts.sum()
+    for index, example in enumerate(EXAMPLES):
+        mine = batch.positions // width == index
+        labels, columns = batch.labels[mine].tolist(), batch.positions[mine] % width
+        assert labels[-1] == eos
+        assert labels.count(eos) == 1
+        assert tokenizer.decode(labels[:-1]) == " " + example.reference.strip()
+        # Each label is the token after its position.
+        assert batch.input_ids[index, columns[1:]].tolist() == labels[:-1]
+        assert tokenizer.decode(batch.input_ids[index, columns[0]]) == REFERENCE_TOKEN
+        assert (batch.input_ids[index, int(columns[-1]) + 1 :] == (eos if pad == "eos" else 7)).all()
+
+
+def test_a_batch_keeps_the_given_order_and_moves_whole(examples: TokenizedExamples) -> None:
+    batch = collate(examples, np.array([3, 0]), pad_id=0)
+    assert batch.input_ids[0, : examples.lengths[3] - 1].tolist() == row(examples, 3)[:-1]
+    assert batch.input_ids[1].tolist() == row(examples, 0)[:-1]
+    moved = batch.to(torch.device("meta"))
+    assert isinstance(moved, Batch)
+    assert {t.device.type for t in (moved.input_ids, moved.positions, moved.labels)} == {"meta"}
+
+
+def test_an_empty_share_is_one_row_without_labels(examples: TokenizedExamples) -> None:
+    batch = collate(examples, arange(0), pad_id=9)
+    assert batch.input_ids.tolist() == [[9]]
+    assert (batch.positions.tolist(), batch.labels.tolist()) == ([], [])
+    assert (batch.positions.dtype, batch.labels.dtype) == (torch.int64, torch.int64)
+
+
+# The order, and each rank's share of it
+
+
+def test_epoch_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:
+    orders = {(seed, epoch): epoch_order(97, seed, epoch).tolist() for seed in (0, 1, 42) for epoch in (0, 1, 2)}
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert all(epoch_order(97, *key).tolist() == order for key, order in orders.items())
+    assert all(sorted(order) == list(range(97)) for order in orders.values())
+    assert len({tuple(order) for order in orders.values()}) == 9
+
+
+def test_epoch_order_is_the_one_of_earlier_runs() -> None:
+    assert epoch_order(10, 42, 0).tolist() == [2, 4, 5, 0, 9, 8, 1, 7, 3, 6]
+    assert epoch_order(10, 42, 1).tolist() == [7, 1, 4, 9, 8, 3, 5, 0, 2, 6]
+    assert epoch_order(42061, 42, 4)[:5].tolist() == [956, 28938, 9733, 26374, 11411]
+
+
+@pytest.mark.parametrize(("examples_count", "size"), [(16, 8), (17, 8), (5, 8), (42061, 8), (3, 1)])
+def test_the_global_batches_of_an_epoch_hold_each_example_once(examples_count: int, size: int) -> None:
+    order = epoch_order(examples_count, 42, 0)
+    batches = [global_batch(order, position, size) for position in range(math.ceil(examples_count / size))]
+    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(examples_count))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 5])
+def test_ranks_share_a_batch_without_gap_or_overlap_and_never_above_the_fair_share(
+    world: int, accumulation: int
+) -> None:
+    lengths = np.random.default_rng(0).integers(2, 60, 40)
+    for count in range(18):
+        batch = epoch_order(40, 0, 0)[:count]
+        shares = [rank_share(batch, lengths, rank, world, accumulation) for rank in range(world)]
+        assert [len(share) for share in shares] == [accumulation] * world
+        parts = [part for share in shares for part in share]
+        assert sorted(np.concatenate(parts).tolist()) == sorted(batch.tolist())
+        assert max(map(len, parts)) <= math.ceil(count / (world * accumulation))
+        sizes = [sum(map(len, share)) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_ranks_get_equal_work() -> None:
+    lengths = np.array([90, 10, 50, 80, 20, 40, 70, 30])
+    first, second = (np.concatenate(rank_share(arange(8), lengths, rank, 2, 2)) for rank in range(2))
+    assert lengths[first].tolist() == [90, 70, 40, 20]
+    assert lengths[second].tolist() == [80, 50, 30, 10]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 97])
+def test_dev_batches_hold_each_example_once_and_as_many_for_each_rank(count: int, world: int) -> None:
+    lengths = np.random.default_rng(1).integers(2, 60, count)
+    batches = dev_batches(lengths, 16, world)
+    assert len(batches) % world == 0
+    assert len(batches) - world < math.ceil(count / 16)
+    assert max(map(len, batches)) <= 16
+    assert sorted(np.concatenate(batches).tolist()) == list(range(count))
+    longest = [lengths[batch].max() for batch in batches if len(batch)]
+    assert longest == sorted(longest, reverse=True)

@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from lora_dist import loss
+from lora_dist.batches import TokenizedExamples, collate
+from lora_dist.loss import LossHead, ReferenceLoss
+
+WIDTH, VOCABULARY, LABELS = 16, 50, 23
+
+
+def data(seed: int = 0) -> tuple[nn.Parameter, Tensor, Tensor]:
+    """A frozen projection, hidden states and labels, with logits of a few units."""
+    torch.manual_seed(seed)
+    weight = nn.Parameter(torch.randn(VOCABULARY, WIDTH) * 0.5 + 0.1, requires_grad=False)
+    return weight, torch.randn(LABELS, WIDTH, requires_grad=True), torch.randint(VOCABULARY, (LABELS,))
+
+
+def expected(weight: Tensor, hidden: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    return F.cross_entropy(hidden @ weight.t(), labels, label_smoothing=label_smoothing, reduction="sum")
+
+
+@pytest.mark.parametrize("max_logits", [2**26, 7 * VOCABULARY, 1])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_sums_and_gradient_equal_torchs_cross_entropy_in_chunks_or_whole(
+    monkeypatch: pytest.MonkeyPatch, smoothing: float, max_logits: int
+) -> None:
+    monkeypatch.setattr(loss, "MAX_LOGITS", max_logits)
+    weight, hidden, labels = data()
+    sums = LossHead(weight, smoothing)(hidden, labels)
+    theirs = expected(weight, hidden, labels, smoothing)
+    plain = expected(weight, hidden, labels, 0.0)
+    torch.testing.assert_close(sums, torch.stack([theirs, plain]), rtol=1e-5, atol=1e-5)
+    (gradient,) = torch.autograd.grad(sums[0] / 7, hidden)
+    (their_gradient,) = torch.autograd.grad(theirs / 7, hidden)
+    torch.testing.assert_close(gradient, their_gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_without_a_gradient() -> None:
+    weight, hidden, labels = data()
+    head = LossHead(weight, 0.1)
+    with torch.no_grad():
+        evaluated = head(hidden, labels)
+    assert torch.equal(evaluated, head(hidden, labels))
+
+
+@pytest.mark.parametrize("shift", [1e4, -1e4])
+def test_large_logits_do_not_overflow(shift: float) -> None:
+    weight, hidden, labels = data()
+    weight[:, 0] = shift
+    with torch.no_grad():
+        hidden[:, 0] = 1.0
+    sums = LossHead(weight, 0.1)(hidden, labels)
+    (gradient,) = torch.autograd.grad(sums[0], hidden)
+    assert sums.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+def test_no_labels_give_zero_loss_and_zero_gradient() -> None:
+    weight, hidden, labels = data()
+    sums = LossHead(weight, 0.1)(hidden[:0], labels[:0])
+    sums[0].backward()
+    assert sums.tolist() == [0.0, 0.0]
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
+
+
+def test_bf16_is_close_to_fp32_and_its_sums_are_fp32() -> None:
+    weight, hidden, labels = data()
+    low_weight = nn.Parameter(weight.bfloat16(), requires_grad=False)
+    low_hidden = hidden.detach().bfloat16().requires_grad_()
+    sums = LossHead(low_weight, 0.1)(low_hidden, labels)
+    theirs = expected(low_weight.float(), low_hidden.float(), labels, 0.1)
+    assert sums.dtype == torch.float32
+    assert sums[0].item() == pytest.approx(theirs.item(), rel=5e-3)
+    (gradient,) = torch.autograd.grad(sums[0], low_hidden)
+    (their_gradient,) = torch.autograd.grad(theirs, low_hidden)
+    assert (gradient - their_gradient).norm() < 0.02 * their_gradient.norm()
+
+
+def test_a_projection_that_would_be_trained_is_refused() -> None:
+    with pytest.raises(AssertionError):
+        LossHead(nn.Parameter(torch.ones(3, 2)), 0.1)
+
+
+# The whole model
+
+
+def ragged_examples() -> TokenizedExamples:
+    """Five examples of different lengths, with ids that the tiny model knows."""
+    lengths, prompts = [9, 4, 17, 2, 12], [5, 1, 12, 1, 3]
+    ids = np.random.default_rng(0).integers(1, 300, sum(lengths), dtype=np.int32)
+    return TokenizedExamples(ids, np.cumsum([0, *lengths]), np.array(prompts))
+
+
+def test_model_loss_is_transformers_mean_loss_times_the_labels(gpt2: GPT2LMHeadModel) -> None:
+    examples = ragged_examples()
+    rows = [examples.ids[a:b].tolist() for a, b in zip(examples.starts[:-1], examples.starts[1:], strict=True)]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    labels = ids.masked_fill(mask == 0, -100)
+    for row, prompt in zip(labels, examples.prompt_lengths, strict=True):
+        row[:prompt] = -100
+    theirs = gpt2(input_ids=ids, attention_mask=mask, labels=labels).loss * int((labels != -100).sum())
+
+    batch = collate(examples, np.arange(5), pad_id=0)
+    sums = ReferenceLoss(gpt2.requires_grad_(False), 0.0)(batch.input_ids, batch.positions, batch.labels)
+    torch.testing.assert_close(sums, theirs.expand(2), rtol=1e-5, atol=1e-5)
+
+
+def test_padding_and_batch_mates_never_change_the_loss(gpt2: GPT2LMHeadModel) -> None:
+    examples = ragged_examples()
+    module = ReferenceLoss(gpt2.requires_grad_(False), 0.1)
+
+    def sums(indices: list[int], pad_id: int) -> Tensor:
+        batch = collate(examples, np.array(indices, dtype=np.int64), pad_id)
+        found: Tensor = module(batch.input_ids, batch.positions, batch.labels)
+        return found
+
+    alone = torch.stack([sums([index], 0) for index in range(5)]).sum(0)
+    for pad_id in (0, 299):
+        torch.testing.assert_close(sums([3, 0, 2, 4, 1], pad_id), alone, rtol=1e-5, atol=1e-5)
+    assert sums([], 0).tolist() == [0.0, 0.0]
