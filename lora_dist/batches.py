@@ -60,7 +60,11 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        return Batch(*(t.to(device, non_blocking=True) for t in (self.input_ids, self.positions, self.labels)))
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The inputs of `loss.ReferenceLoss`, in its order."""
+        return self.input_ids, self.positions, self.labels
 
 
 def encode_prompts(tokenizer: Any, mrs: Sequence[str]) -> list[list[int]]:

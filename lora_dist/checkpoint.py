@@ -4,10 +4,12 @@ The order of the examples and the dropout are functions of (seed, update, rank),
 position there is, and no random state has to be kept. Nothing here needs unpickling; no frozen weight is written.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lora_dist.config import LoraSettings, UserError
 from lora_dist.distributed import Replica, World, barrier
@@ -16,6 +18,18 @@ from lora_dist.run_dir import RunDir, new_folder, read_json, write_json
 
 MOMENTS = "optimizer.safetensors"
 STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A position in a training."""
+
+    updates: int
+    """Updates made so far."""
+    adapter: dict[str, Tensor]
+    """A and B by PEFT's name."""
+    moments: dict[str, Tensor]
+    """AdamW's `NAME.exp_avg` and `NAME.exp_avg_sq`."""
 
 
 def save(
@@ -39,14 +53,14 @@ def save(
     barrier(world)
 
 
-def load_newest(run: RunDir, replica: Replica, recipe: dict[str, Any]) -> int:
-    """Go on from the newest complete checkpoint, if there is one; return the updates made so far.
+def load_newest(run: RunDir, recipe: dict[str, Any]) -> Checkpoint | None:
+    """The newest complete checkpoint, if there is one.
 
     Raises:
-        UserError: if the checkpoint was written with another recipe, or is damaged.
+        UserError: if it was written with another recipe, or is damaged.
     """
     if not (steps := run.steps()):
-        return 0
+        return None
     folder = run.checkpoint(steps[-1])
     state = read_json(folder / STATE, f"the checkpoint {folder} is damaged, delete it to resume from an older one")
     if state["recipe"] != recipe:
@@ -57,10 +71,7 @@ def load_newest(run: RunDir, replica: Replica, recipe: dict[str, Any]) -> int:
         raise UserError(
             f"the checkpoint {folder} is damaged ({error}): delete it to resume from an older one"
         ) from None
-    replica.load(load_adapter_state(folder), moments, state["updates"])
-    updates = state["updates"]
-    assert isinstance(updates, int)
-    return updates
+    return Checkpoint(state["updates"], load_adapter_state(folder), moments)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ under which strategy it runs.
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +24,9 @@ from lora_dist.config import Precision, UserError
 from lora_dist.device import choose_device, compute_precision
 
 T = TypeVar("T")
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""torch's names of AdamW's running means of the gradient and of its square."""
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """How long a rank waits for the others: above the slowest decode of a rank, below a lost night."""
@@ -88,8 +92,6 @@ def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = 
     if on_cpu and launched > 1:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", launched))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
-    # Weights are loaded whole and divided afterwards; otherwise transformers would divide them while one rank loads.
-    os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"
     backend = "gloo" if on_cpu and launched > 1 else None
     accelerator = Accelerator(
         cpu=on_cpu and not uses_deepspeed(),
@@ -105,11 +107,25 @@ def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = 
             "separately; start with accelerate launch --config_file accelerate_configs/ddp.yaml"
         )
     assert launched == 1 or accelerator.distributed_type != DistributedType.NO
+    _load_weights_whole()
+    _hush_deepspeed()
     try:
         yield World(accelerator, compute_precision(accelerator.device))
         accelerator.wait_for_everyone()
     finally:
         accelerator.end_training()  # ends trackers and destroys the process group, before the interpreter does
+
+
+def _hush_deepspeed() -> None:
+    """DeepSpeed calls names of torch's that are on their way out, and each call warns."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+
+def _load_weights_whole() -> None:
+    """Keep transformers from dividing up weights while it loads them under ZeRO-3: one rank may load alone here."""
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
 
 
 def launch_command(processes: int) -> list[str]:
@@ -238,6 +254,7 @@ class Replica:
                 zero_allow_untested_optimizer=True,
             )
         self._module, self._optimizer = world.accelerator.prepare(module, optimizer)
+        _load_weights_whole()  # preparing has told transformers again
 
     def train(self, *inputs: Tensor, scale: float, last: bool) -> Tensor:
         """One forward and backward pass; the module returns sums (n,) of which the first is the loss.
@@ -289,26 +306,29 @@ class Replica:
         return {
             f"{name}.{key}": self._whole(parameter, key).cpu()
             for name, parameter in self._parameters.items()
-            for key in ("exp_avg", "exp_avg_sq")
+            for key in MOMENTS
         }
 
-    def load(self, adapter: Mapping[str, Tensor], moments: Mapping[str, Tensor], updates: int) -> None:
-        """Go on from what `adapter` and `moments` returned after `updates` updates, under this or another strategy."""
-        if self._zero:
-            self._module.step()  # no gradients yet: DeepSpeed makes the moments on the first step
-        for name, parameter in self._parameters.items():
-            state = {key: moments[f"{name}.{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
-            if self._zero:
-                from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+    def load_moments(self, moments: Mapping[str, Tensor], updates: int, idle: Sequence[Tensor]) -> None:
+        """Take over what `moments` returned after `updates` updates, under this or another strategy.
 
-                safe_set_full_fp32_param(parameter, adapter[name].to(parameter.device))
+        The parameters have to be those of that moment already when the module is wrapped. `idle` are inputs without
+        labels: DeepSpeed has no moments to write to before a first update, which is made with them and changes nothing.
+        """
+        if self._zero:
+            self.train(*idle, scale=0.0, last=True)
+            self.step(learning_rate=0.0)
+        for name, parameter in self._parameters.items():
+            state = {key: moments[f"{name}.{key}"].to(parameter.device) for key in MOMENTS}
+            if self._zero:
+                from deepspeed.utils import safe_set_full_optimizer_state
+
                 for key, value in state.items():
                     safe_set_full_optimizer_state(parameter, value, key)
             else:
-                parameter.data.copy_(adapter[name])
                 self._optimizer.state[parameter] = {"step": torch.tensor(float(updates)), **state}
-        for state in self._optimizer.state.values() if self._zero else ():
-            state["step"] = torch.tensor(float(updates))
+        for part in self._optimizer.state.values() if self._zero else ():
+            part["step"] = torch.tensor(float(updates))
 
     def _whole(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
         """A parameter, or one of its moments, put together from the parts that ranks hold."""

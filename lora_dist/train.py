@@ -63,45 +63,39 @@ def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = Fa
         UserError: for settings, data or a model that cannot be trained.
         FloatingPointError: on every rank, when the loss is no longer finite.
     """
-    micro_batch_size = settings.train.micro_batch_size(world.size)
-    seed_everything(settings.train.seed, settings.train.deterministic)
+    recipe = settings.train
+    recipe.micro_batch_size(world.size)  # refuses before anything is loaded
+    seed_everything(recipe.seed, recipe.deterministic)
     gpt2, tokenizer = first_on_node(world, lambda: _load_model(settings, world))
     data = first_on_node(world, lambda: _load_data(settings.data, tokenizer, gpt2.config.n_positions))
-    base = identify(gpt2, tokenizer, settings.model.name)
-    parameters = lora.parameters(gpt2)
-    count = trainable_count(gpt2)
-    optimizer = torch.optim.AdamW(
-        parameters.values(),
-        lr=0.0,
-        weight_decay=settings.train.weight_decay,
-        fused=world.device.type in ("cpu", "cuda"),
-    )
-    module = ReferenceLoss(gpt2, settings.train.label_smoothing)
-    replica = Replica(world, module, parameters, optimizer, micro_batch_size, settings.train.max_grad_norm)
-    recipe = _recipe(settings, base, data)
+    base, count = identify(gpt2, tokenizer, settings.model.name), trainable_count(gpt2)
+    total, updates_per_epoch = recipe.total_updates(len(data.train)), recipe.updates_per_epoch(len(data.train))
+    identity = _identity(settings, base, data)
     on_main(world, lambda: run.prepare(overwrite=overwrite))
-    done = checkpoint.load_newest(run, replica, recipe)
-    total = settings.train.total_updates(len(data.train))
+    saved = checkpoint.load_newest(run, identity)
+    done = 0 if saved is None else saved.updates
     if world.is_main:
         print(
             f"{count:,} trainable numbers, {len(data.train):,} examples, {total:,} updates of "
-            f"{settings.train.global_batch_size} examples on {world.size} x {world.device.type} "
-            f"({world.strategy}, {world.precision})" + (f", going on after update {done:,}" if done else ""),
+            f"{recipe.global_batch_size} examples on {world.size} x {world.device.type} ({world.strategy}, "
+            f"{world.precision})" + (f", going on after update {done:,}" if done else ""),
             flush=True,
         )
         write_config(run, settings, world.describe(), data.fingerprints, {"trainable": count, "updates": total})
-    log = TrainingLog(run, world, recipe, done, total)
+    pad_id = tokenizer.eos_token_id
+    replica = _replicate(gpt2, recipe, saved, pad_id, world)
+    log = TrainingLog(run, world, identity, done, total)
     for update in range(done, total):
-        step, learning_rate = update + 1, settings.train.learning_rate_at(update, total)
-        log.add(*_update(replica, data.train, settings.train, update, learning_rate, tokenizer.eos_token_id, world))
-        save_now = step % settings.train.checkpoint_steps == 0 or step == total
-        epoch = step / settings.train.updates_per_epoch(len(data.train))
-        if step % settings.train.log_steps == 0 or save_now or epoch.is_integer():
+        step, learning_rate = update + 1, recipe.learning_rate_at(update, total)
+        log.add(*_update(replica, data.train, recipe, update, learning_rate, pad_id, world))
+        save_now = step % recipe.checkpoint_steps == 0 or step == total
+        epoch = step / updates_per_epoch
+        if step % recipe.log_steps == 0 or save_now or epoch.is_integer():
             log.write(step, epoch, learning_rate)
         if epoch.is_integer() or step == total:
-            log.write_dev(step, epoch, *_dev_losses(replica, data.dev, tokenizer.eos_token_id, world))
+            log.write_dev(step, epoch, *_dev_losses(replica, data.dev, pad_id, world))
         if save_now:
-            checkpoint.save(run, replica, world, step, recipe, settings.lora, base, settings.train.keep_checkpoints)
+            checkpoint.save(run, replica, world, step, identity, settings.lora, base, recipe.keep_checkpoints)
     log.close()
     adapter = replica.adapter()
     if world.is_main:
@@ -133,6 +127,24 @@ def _load_model(settings: Settings, world: World) -> tuple[GPT2LMHeadModel, Any]
     return gpt2, tokenizer
 
 
+def _replicate(
+    gpt2: GPT2LMHeadModel, recipe: TrainSettings, saved: checkpoint.Checkpoint | None, pad_id: int, world: World
+) -> Replica:
+    """Loss and AdamW, wrapped for the strategy, at the start of the training or at a checkpoint."""
+    if saved is not None:
+        lora.load(gpt2, saved.adapter)
+    parameters = lora.parameters(gpt2)
+    fused = world.device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=recipe.weight_decay, fused=fused)
+    module = ReferenceLoss(gpt2, recipe.label_smoothing)
+    micro_batch_size = recipe.micro_batch_size(world.size)
+    replica = Replica(world, module, parameters, optimizer, micro_batch_size, recipe.max_grad_norm)
+    if saved is not None:
+        no_examples = torch.tensor([[pad_id]]), torch.tensor([], dtype=torch.long), torch.tensor([], dtype=torch.long)
+        replica.load_moments(saved.moments, saved.updates, [tensor.to(world.device) for tensor in no_examples])
+    return replica
+
+
 def _load_data(settings: DataSettings, tokenizer: Any, max_length: int) -> TokenizedData:
     train_split, dev_split = load_split(settings, "train"), load_split(settings, "dev")
     return TokenizedData(
@@ -142,7 +154,7 @@ def _load_data(settings: DataSettings, tokenizer: Any, max_length: int) -> Token
     )
 
 
-def _recipe(settings: Settings, base: BaseIdentity, data: TokenizedData) -> dict[str, Any]:
+def _identity(settings: Settings, base: BaseIdentity, data: TokenizedData) -> dict[str, Any]:
     """What decides the trained numbers; a resumed run must agree in it."""
     values = to_json(settings)
     free = ("accumulation_steps", "deterministic", "log_steps", "checkpoint_steps", "keep_checkpoints", "tracker")
@@ -176,7 +188,7 @@ def _update(
     for k, share in enumerate(micro_batches):
         batch = collate(examples, share, pad_id).to(world.device)
         last = k == len(micro_batches) - 1
-        sums += replica.train(batch.input_ids, batch.positions, batch.labels, scale=world.size / labels, last=last)
+        sums += replica.train(*batch.tensors(), scale=world.size / labels, last=last)
     replica.step(learning_rate)
     return sums, labels, int(examples.lengths[ids].sum()), len(ids)
 
@@ -187,6 +199,6 @@ def _dev_losses(replica: Replica, examples: TokenizedExamples, pad_id: int, worl
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
     for share in tqdm(batches, desc="dev", unit="batch", leave=False, disable=not world.is_main, mininterval=5):
         batch = collate(examples, share, pad_id).to(world.device)
-        sums += replica.evaluate(batch.input_ids, batch.positions, batch.labels)
+        sums += replica.evaluate(*batch.tensors())
     loss, plain = (sum_over_ranks(world, sums) / int(examples.label_counts.sum())).tolist()
     return loss, plain

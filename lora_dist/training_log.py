@@ -77,7 +77,10 @@ class TrainingLog:
 
     def write_dev(self, step: int, epoch: float, dev_loss: float, dev_nll: float) -> None:
         """Log the losses on the dev set, in nats a token: the trained objective, and without label smoothing."""
-        self._bar.write(f"dev loss {dev_loss:.4f}, perplexity {math.exp(dev_nll):.3f} after {step} updates", sys.stderr)
+        if self._world.is_main:
+            self._bar.write(
+                f"dev loss {dev_loss:.4f}, perplexity {math.exp(dev_nll):.3f} after {step} updates", sys.stderr
+            )
         self._write_row(
             {
                 "step": step,

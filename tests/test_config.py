@@ -46,6 +46,7 @@ REFUSED: list[tuple[Callable[[], object], str, str]] = [
     (lambda: TrainSettings(label_smoothing=1.0), "--train.label-smoothing", "1.0"),
     (lambda: TrainSettings(max_grad_norm=0.0), "--train.max-grad-norm", "0.0"),
     (lambda: TrainSettings(seed=-1), "--train.seed", "-1"),
+    (lambda: TrainSettings(seed=2**64), "--train.seed", str(2**64)),
     (lambda: TrainSettings(log_steps=0), "--train.log-steps", "0"),
     (lambda: TrainSettings(checkpoint_steps=0), "--train.checkpoint-steps", "0"),
     (lambda: TrainSettings(keep_checkpoints=0), "--train.keep-checkpoints", "0"),

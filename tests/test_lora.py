@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -6,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
 from lora_dist import lora, model
-from lora_dist.config import BASELINE, IMPROVED, LoraSettings, ModelSettings, Settings, UserError
+from lora_dist.config import BASELINE, IMPROVED, LoraSettings, ModelSettings, UserError
 
+Init = Literal["original", "gaussian"]
 EVERY_LAYER = ("c_attn", "c_proj", "c_fc")
 IDS = torch.randint(300, (3, 17), generator=torch.Generator().manual_seed(0))
 
@@ -118,47 +121,35 @@ def test_original_init_has_zero_b_and_leaves_the_logits_to_the_bit(gpt2: GPT2LMH
 
 
 @pytest.mark.parametrize("init", ["original", "gaussian"])
-def test_initial_values_have_standard_deviation_one_over_r_and_depend_on_the_seed_alone(
-    init: Literal["original", "gaussian"],
-) -> None:
-    def draw(seed: int) -> tuple[Tensor, Tensor]:
-        with torch.device("meta"):
-            gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=768, n_layer=1, n_head=12))
-        gpt2.transformer.h[0].attn.c_attn.to_empty(device="cpu")
-        lora.inject(gpt2, LoraSettings(rank=16, init=init), seed)
-        c_attn = gpt2.transformer.h[0].attn.c_attn
-        return c_attn.lora_A.detach(), c_attn.lora_B.detach()
-
-    torch.manual_seed(3)
-    (a, b), (a_again, b_again), (a_other, _) = draw(1), draw(1), draw(2)
-    assert a.std().item() == pytest.approx(1 / 16, rel=0.03)
-    assert b.std().item() == pytest.approx(1 / 16 if init == "gaussian" else 0, rel=0.03)
-    assert torch.equal(a, a_again)
-    assert torch.equal(b, b_again)
-    assert not torch.equal(a, a_other)
+def test_initial_values_have_standard_deviation_one_over_r_and_depend_on_the_seed_alone(init: Init) -> None:
+    first, again, other = (
+        lora.LoraConv1D(Conv1D(2304, 768), LoraSettings(rank=16, init=init), torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    assert first.lora_A.std().item() == pytest.approx(1 / 16, rel=0.03)
+    assert first.lora_B.std().item() == pytest.approx(1 / 16 if init == "gaussian" else 0, rel=0.03)
+    assert torch.equal(first.lora_A, again.lora_A)
+    assert torch.equal(first.lora_B, again.lora_B)
+    assert not torch.equal(first.lora_A, other.lora_A)
 
 
 @pytest.mark.parametrize(
-    ("size", "preset", "count"),
-    [
-        ((768, 12, 12), BASELINE, 147_456),
-        ((768, 12, 12), IMPROVED, 2_359_296),
-        ((1024, 24, 16), BASELINE, 393_216),
-        ((1024, 24, 16), IMPROVED, 6_291_456),
-    ],
+    ("width", "depth", "heads", "baseline", "improved"),
+    [(768, 12, 12, 147_456, 2_359_296), (1024, 24, 16, 393_216, 6_291_456)],
 )
-def test_trained_numbers_are_those_of_the_paper(size: tuple[int, int, int], preset: Settings, count: int) -> None:
-    width, depth, heads = size
-    with torch.device("meta"):
-        gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=depth, n_head=heads))
-    model.inject(gpt2, preset.lora, seed=0)
-    assert sum(p.numel() for p in gpt2.parameters() if p.requires_grad) == count
-    assert model.trainable_count(gpt2) == lora.expected_count(gpt2, preset.lora.rank) == count
+def test_trained_numbers_are_those_of_the_paper(
+    width: int, depth: int, heads: int, baseline: int, improved: int
+) -> None:
+    for preset, count in ((BASELINE.lora, baseline), (IMPROVED.lora, improved)):
+        with torch.device("meta"):
+            gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=depth, n_head=heads))
+        model.inject(gpt2, preset, seed=0)
+        assert sum(p.numel() for p in gpt2.parameters() if p.requires_grad) == count
+        assert model.trainable_count(gpt2) == lora.expected_count(gpt2, preset.rank) == count
 
 
-def test_dropout_acts_on_the_input_while_training_only(gpt2: GPT2LMHeadModel) -> None:
-    model.inject(gpt2, LoraSettings(rank=1, alpha=3.0, dropout=0.5), seed=0)
-    c_attn = layer(gpt2)
+def test_dropout_acts_on_the_input_while_training_only() -> None:
+    c_attn = lora.LoraConv1D(Conv1D(96, 32), LoraSettings(rank=1, alpha=3.0, dropout=0.5), torch.Generator())
     with torch.no_grad():
         c_attn.lora_A.copy_(torch.tensor([1.0, 10.0, 100.0] + [0.0] * 29))
         c_attn.lora_B.fill_(1.0)
@@ -172,27 +163,34 @@ def test_dropout_acts_on_the_input_while_training_only(gpt2: GPT2LMHeadModel) ->
     assert set(decoded.tolist()) == {111}
 
 
+def test_a_model_in_evaluation_mode_stays_in_it(gpt2: GPT2LMHeadModel) -> None:
+    assert not gpt2.training
+    injected(gpt2)
+    assert not any(module.training for module in gpt2.modules())
+
+
 # Merging
+
+
+def apply(gpt2: GPT2LMHeadModel, *actions: Callable[[lora.LoraConv1D], None]) -> None:
+    for action in actions:
+        for _, module in lora.layers(gpt2):
+            action(module)
 
 
 def test_merge_and_unmerge_are_exact_and_idempotent(gpt2: GPT2LMHeadModel) -> None:
     bits = {name: p.detach().clone() for name, p in gpt2.named_parameters()}
     before = logits(injected(gpt2))
-    for round_trip in range(2):
-        for _ in range(2):
-            for _, module in lora.layers(gpt2):
-                module.merge()
+    c_attn = layer(gpt2)
+    for _ in range(2):
+        apply(gpt2, lora.LoraConv1D.merge, lora.LoraConv1D.merge)
         torch.testing.assert_close(logits(gpt2), before, rtol=1e-5, atol=1e-5)
-        c_attn = layer(gpt2)
-        product = 0.5 * (c_attn.lora_B @ c_attn.lora_A).T
-        merged = bits["transformer.h.1.attn.c_attn.weight"] + product
+        merged = bits["transformer.h.1.attn.c_attn.weight"] + 0.5 * (c_attn.lora_B @ c_attn.lora_A).T
         torch.testing.assert_close(c_attn.weight(), merged, rtol=1e-6, atol=1e-6)
-        for _ in range(2):
-            for _, module in lora.layers(gpt2):
-                module.unmerge()
-        for name, parameter in gpt2.named_parameters():
-            assert "lora_" in name or torch.equal(parameter, bits[name.replace(".base.", ".")]), (name, round_trip)
+        apply(gpt2, lora.LoraConv1D.unmerge, lora.LoraConv1D.unmerge)
         assert torch.equal(logits(gpt2), before)
+        for name, parameter in gpt2.named_parameters():
+            assert "lora_" in name or torch.equal(parameter, bits[name.replace(".base.", ".")]), name
 
 
 def test_eval_alone_merges_nothing(gpt2: GPT2LMHeadModel) -> None:
@@ -211,8 +209,7 @@ def test_fold_gives_a_plain_gpt2_that_saves_and_loads(
     keys = set(gpt2.state_dict())
     before = logits(injected(gpt2))
     if merged_before:
-        for _, module in lora.layers(gpt2):
-            module.merge()
+        apply(gpt2, lora.LoraConv1D.merge)
     lora.fold(gpt2)
     assert set(gpt2.state_dict()) == keys
     assert not list(lora.layers(gpt2))

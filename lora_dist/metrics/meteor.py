@@ -63,7 +63,7 @@ def statistics(
     rows = np.empty((len(requests), _FIELDS))
     with TemporaryDirectory(prefix="lora-dist-") as name, ThreadPoolExecutor(processes) as pool:
         folder = Path(name)
-        arguments = ["-jar", find_jar(_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
+        arguments: list[str | Path] = ["-jar", find_jar(_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
         if paraphrases is not None:
             (folder / "paraphrases.gz").write_bytes(paraphrases)
             arguments += ["-a", "paraphrases.gz"]
@@ -118,4 +118,5 @@ def score(statistics: NDArray[np.float64]) -> float:
 
 def _complete(statistics: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which rows are of an output whose words, and the reference's, all match in one chunk."""
-    return (statistics[:, 21:23] == statistics[:, 0:2]).all(axis=1) & (statistics[:, 20] == 1)
+    complete: NDArray[np.bool_] = (statistics[:, 21:23] == statistics[:, 0:2]).all(axis=1) & (statistics[:, 20] == 1)
+    return complete

@@ -35,11 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_dist.config import UserError
-from lora_dist.metrics.ngrams import Ngram, NgramCounts, count, per_text
+from lora_dist.metrics.ngrams import Floats, Ngram, NgramCounts, count, per_text, sums
 
 Variant = Literal["perl", "python"]
-
-Numbers = NDArray[np.float64]
 
 _LONGEST = 5
 _BLEU_LONGEST = 4
@@ -54,23 +52,23 @@ _DASH_AFTER_DIGIT = re.compile(r"([0-9])(-)")
 _PERL_SPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 _ASCII_LOWER = str.maketrans({chr(code): chr(code).lower() for code in range(ord("A"), ord("Z") + 1)})
 _END_OF_SEGMENT = re.compile(r"</seg\s*>", re.IGNORECASE)
-_END_OF_FILE = re.compile(r"</(?:doc|refset|tstset)\s*>", re.IGNORECASE)
+_MISREAD = re.compile(r"</(?:doc|refset|tstset)\s*>|</seg\s*>.*<seg", re.IGNORECASE | re.DOTALL)
 
 
 class Statistics(NamedTuple):
     """What BLEU and NIST need of each instance: one row an instance, to be added up, resampled or taken one by one."""
 
-    matches: Numbers
+    matches: Floats
     """Matched n-grams of the output, n = 1 to 5, clipped."""
-    information: Numbers
+    information: Floats
     """Information of the matched n-grams, n = 1 to 5, in bits; its counts come from all references of the set."""
-    totals: Numbers
+    totals: Floats
     """n-grams of the output, n = 1 to 5, as the variant counts them; the first is its length in tokens."""
-    closest: Numbers
+    closest: Floats
     """Tokens of the reference closest in length."""
-    reference_tokens: Numbers
+    reference_tokens: Floats
     """Tokens of all references together."""
-    references: Numbers
+    references: Floats
     """References, as the variant counts them."""
 
     def take(self, rows: NDArray[np.intp]) -> "Statistics":
@@ -82,11 +80,11 @@ def tokenize(text: str, variant: Variant) -> list[str]:
     """The tokens of one text, lower case (mteval-v13a without international tokenisation).
 
     Raises:
-        UserError: if `variant` is perl and the text holds a closing tag that ends the Perl script's reading.
+        UserError: if `variant` is perl and the text holds tags that the Perl script takes for its own.
     """
     if variant == "perl":
-        if tag := _END_OF_FILE.search(text):
-            raise UserError(f"a text holds {tag[0]}, at which the Perl script stops: remove it or use --mteval python")
+        if _MISREAD.search(text):
+            raise UserError(f"the Perl script stops at the tags in {text!r}: remove them or use --mteval python")
         text = _END_OF_SEGMENT.split(text, maxsplit=1)[0]
     for entity, character in _ENTITIES:
         text = text.replace(entity, character)
@@ -116,9 +114,9 @@ def statistics(references: Sequence[Sequence[str]], outputs: Sequence[str], vari
     groups = [[tokens[text] for text in group] for group in references]
     counts = count(groups, [tokens[output] for output in outputs], _LONGEST)
     # For each n-gram of an output the largest count in one reference; the last number is for those it does not have.
-    clip = np.zeros(len(counts.outputs.count) + 1, dtype=np.int64)
-    np.maximum.at(clip, counts.partner, counts.references.count)
-    matched = np.minimum(counts.outputs.count, clip[:-1])
+    clip = np.zeros(len(counts.outputs.times) + 1, dtype=np.int64)
+    np.maximum.at(clip, counts.partner, counts.references.times)
+    matched = np.minimum(counts.outputs.times, clip[:-1])
     gained = matched * _information(counts, variant)[counts.outputs.gram]
     lengths = [_lengths(tokens[output], group, variant) for output, group in zip(outputs, groups, strict=True)]
     return Statistics(
@@ -142,17 +140,19 @@ def _lengths(
     return totals, closest, sum(lengths), len(counted)
 
 
-def _information(counts: NgramCounts, variant: Variant) -> Numbers:
+def _information(counts: NgramCounts, variant: Variant) -> Floats:
     """log2 of (count of the n-gram without its last token / count of the n-gram), over all references; 0 if in none."""
-    occurrences = np.bincount(counts.references.gram, counts.references.count, minlength=len(counts.grams))
+    occurrences = sums(counts.references.gram, counts.references.times, len(counts.grams))
     tokens = occurrences[counts.order == 1].sum()
     # The Perl script looks up the shorter n-gram only if it is true, and to Perl the string "0" is false.
     unseen: tuple[Ngram, ...] = ((), ("0",)) if variant == "perl" else ((),)
     index = {gram: number for number, gram in enumerate(counts.grams)}
     shorter = np.array([-1 if gram[:-1] in unseen else index[gram[:-1]] for gram in counts.grams], dtype=np.int64)
     shorter_occurrences = np.append(occurrences, tokens)[shorter]
-    ratio = np.divide(shorter_occurrences, occurrences, out=np.ones_like(occurrences), where=occurrences > 0)
-    return np.log2(ratio)
+    information: Floats = np.zeros(len(counts.grams))
+    known = occurrences > 0
+    information[known] = np.log2(shorter_occurrences[known] / occurrences[known])
+    return information
 
 
 def bleu(statistics: Statistics, variant: Variant, smoothing: float = 0.0) -> float:

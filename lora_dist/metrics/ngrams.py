@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Ngram = tuple[str, ...]
 Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 class Rows(NamedTuple):
@@ -19,7 +20,7 @@ class Rows(NamedTuple):
     """Which text (its index)."""
     gram: Integers
     """Which n-gram (its index in `NgramCounts.grams`)."""
-    count: Integers
+    times: Integers
     """How often it occurs in that text."""
 
 
@@ -74,7 +75,13 @@ def _ngrams(tokens: Sequence[str], longest: int) -> list[Ngram]:
     return [gram for n in range(1, longest + 1) for gram in zip(*(tokens[start:] for start in range(n)), strict=False)]
 
 
-def per_text(texts: int, orders: int, rows: Rows, order: Integers, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def per_text(texts: int, orders: int, rows: Rows, order: Integers, values: Integers | Floats) -> Floats:
     """Sums of `values` (one a row) for each text and each n: an array of shape (texts, orders)."""
     cells = rows.text * orders + order[rows.gram] - 1
-    return np.bincount(cells, weights=values, minlength=texts * orders).reshape(texts, orders)
+    return sums(cells, values, texts * orders).reshape(texts, orders)
+
+
+def sums(cells: Integers, values: Integers | Floats, size: int) -> Floats:
+    """For each cell from 0 to `size` - 1 the sum of those `values` that belong to it."""
+    # Without any value, bincount forgets that it was to add up numbers, and counts.
+    return np.bincount(cells, weights=values, minlength=size).astype(np.float64)

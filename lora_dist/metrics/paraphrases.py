@@ -59,7 +59,7 @@ def select(pieces: Iterable[bytes], references: Iterable[str], outputs: Iterable
                 for entry in _ENTRY.finditer(text, *entries.span()) if one_in_reference or one_in_output else ():
                     if words.know(entry[1]):
                         other = _beginning(entry[1])
-                        if one_in_reference and other in in_outputs or one_in_output and other in in_references:
+                        if (one_in_reference and other in in_outputs) or (one_in_output and other in in_references):
                             kept.append(entry[0])
         rest = text[end:]
     assert not rest, "the paraphrase table ends inside an entry"
