@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_dist.config import LoraSettings, UserError
-from lora_dist.distributed import Replica, World, barrier
+from lora_dist.distributed import World, barrier
 from lora_dist.model import BaseIdentity, load_adapter_state, save_adapter
+from lora_dist.replica import Replica
 from lora_dist.run_dir import RunDir, new_folder, read_json, write_json
 
-MOMENTS = "optimizer.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 
 
@@ -47,7 +48,7 @@ def save(
     if world.is_main and updates not in run.steps():
         with new_folder(run.checkpoint(updates), marker="COMPLETE") as folder:
             save_adapter(folder, adapter, lora, base)
-            save_file(moments, folder / MOMENTS)
+            save_file(moments, folder / OPTIMIZER)
             write_json(folder / STATE, {"updates": updates, "recipe": recipe})
         run.keep_newest(keep)
     barrier(world)
@@ -66,7 +67,7 @@ def load_newest(run: RunDir, recipe: dict[str, Any]) -> Checkpoint | None:
     if state["recipe"] != recipe:
         raise UserError(f"{run.root} was trained with other settings: {_difference(state['recipe'], recipe)}")
     try:
-        moments = load_file(folder / MOMENTS)
+        moments = load_file(folder / OPTIMIZER)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"the checkpoint {folder} is damaged ({error}): delete it to resume from an older one"

@@ -8,25 +8,23 @@ under which strategy it runs.
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_dist.config import Precision, UserError
 from lora_dist.device import choose_device, compute_precision
 
 T = TypeVar("T")
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""torch's names of AdamW's running means of the gradient and of its square."""
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """How long a rank waits for the others: above the slowest decode of a rank, below a lost night."""
@@ -84,7 +82,7 @@ def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = 
         folder: where the tracker writes.
 
     Raises:
-        UserError: if the device is not there, the precision is not offered, or the processes would not find each other.
+        UserError: if the device, the precision or a package is not there, or the processes would not find each other.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     _refuse_unjoined_copies(launched)
@@ -92,7 +90,8 @@ def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = 
     if on_cpu and launched > 1:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", launched))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
-    backend = "gloo" if on_cpu and launched > 1 else None
+    _require_packages(tracker)
+    backend = "gloo" if on_cpu and (launched > 1 or uses_deepspeed()) else None
     accelerator = Accelerator(
         cpu=on_cpu and not uses_deepspeed(),
         mixed_precision="no",  # we hold the weights in the compute precision ourselves; autocast would cast each step
@@ -107,7 +106,7 @@ def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = 
             "separately; start with accelerate launch --config_file accelerate_configs/ddp.yaml"
         )
     assert launched == 1 or accelerator.distributed_type != DistributedType.NO
-    _load_weights_whole()
+    load_weights_whole()
     _hush_deepspeed()
     try:
         yield World(accelerator, compute_precision(accelerator.device))
@@ -116,12 +115,24 @@ def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = 
         accelerator.end_training()  # ends trackers and destroys the process group, before the interpreter does
 
 
+def _require_packages(tracker: str) -> None:
+    """Refuse what accelerate would pass over in silence (a tracker) or with a traceback (DeepSpeed)."""
+    if tracker != "none" and find_spec(tracker) is None:
+        raise UserError(
+            f"--train.tracker {tracker} needs a package that is missing: pip install 'lora-dist[{tracker}]'"
+        )
+    if uses_deepspeed() and find_spec("deepspeed") is None:
+        raise UserError(
+            "the accelerate config asks for DeepSpeed, which is missing: pip install deepspeed, or use ddp.yaml"
+        )
+
+
 def _hush_deepspeed() -> None:
     """DeepSpeed calls names of torch's that are on their way out, and each call warns."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
-def _load_weights_whole() -> None:
+def load_weights_whole() -> None:
     """Keep transformers from dividing up weights while it loads them under ZeRO-3: one rank may load alone here."""
     from transformers.integrations import unset_hf_deepspeed_config
 
@@ -223,119 +234,3 @@ def sum_over_ranks(world: World, values: Tensor) -> Tensor:
     """Element-wise sum over ranks of `values` (n,), in fp64, on every rank."""
     total: Tensor = world.accelerator.reduce(values.double(), reduction="sum")
     return total
-
-
-class Replica:
-    """The trained module and its AdamW, as the strategy wraps them; to the caller DDP and ZeRO are the same.
-
-    Both average gradients over ranks and hold fp32 parameters and moments; ZeRO holds them in parts.
-    """
-
-    def __init__(
-        self,
-        world: World,
-        module: nn.Module,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        micro_batch_size: int,
-        max_grad_norm: float | None,
-    ) -> None:
-        """Wrap `module`, whose trained `parameters` go by the names that checkpoints use; all ranks take rank 0's."""
-        self._accelerator = world.accelerator
-        self._parameters = parameters
-        self._max_grad_norm = max_grad_norm
-        self._zero = uses_deepspeed()
-        if self._zero:
-            world.accelerator.state.deepspeed_plugin.deepspeed_config.update(
-                train_micro_batch_size_per_gpu=micro_batch_size,
-                gradient_accumulation_steps=1,  # we scale the loss and mark the last micro-batch ourselves
-                gradient_clipping=max_grad_norm or 0.0,
-                zero_force_ds_cpu_optimizer=False,  # torch's AdamW under offload too: no compiler needed
-                zero_allow_untested_optimizer=True,
-            )
-        self._module, self._optimizer = world.accelerator.prepare(module, optimizer)
-        _load_weights_whole()  # preparing has told transformers again
-
-    def train(self, *inputs: Tensor, scale: float, last: bool) -> Tensor:
-        """One forward and backward pass; the module returns sums (n,) of which the first is the loss.
-
-        Args:
-            inputs: what the module takes.
-            scale: factor of the loss before its gradient is averaged over ranks.
-            last: whether `step` follows; gradients travel between ranks only then.
-
-        Returns:
-            The sums, unscaled and detached: (n,).
-        """
-        self._module.train()
-        if self._zero:
-            self._module.set_gradient_accumulation_boundary(last)
-            sums: Tensor = self._module(*inputs)
-            self._module.backward(sums[0] * scale)
-            return sums.detach()
-        with nullcontext() if last else self._accelerator.no_sync(self._module):
-            sums = self._module(*inputs)
-            self._accelerator.backward(sums[0] * scale)
-        return sums.detach()
-
-    def step(self, learning_rate: float) -> None:
-        """One AdamW update with the gradients gathered since the last one."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        if self._zero:
-            self._module.step()
-            return
-        if self._max_grad_norm is not None:
-            self._accelerator.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-
-    @torch.no_grad()
-    def evaluate(self, *inputs: Tensor) -> Tensor:
-        """The module's sums (n,) without dropout or gradients."""
-        self._module.eval()
-        sums: Tensor = self._module(*inputs)
-        return sums
-
-    def adapter(self) -> dict[str, Tensor]:
-        """The trained parameters, whole, fp32, on the CPU of every rank; every rank has to call it."""
-        return {name: self._whole(parameter).cpu() for name, parameter in self._parameters.items()}
-
-    def moments(self) -> dict[str, Tensor]:
-        """AdamW's `NAME.exp_avg` and `NAME.exp_avg_sq`, whole, on the CPU of every rank; every rank has to call it."""
-        return {
-            f"{name}.{key}": self._whole(parameter, key).cpu()
-            for name, parameter in self._parameters.items()
-            for key in MOMENTS
-        }
-
-    def load_moments(self, moments: Mapping[str, Tensor], updates: int, idle: Sequence[Tensor]) -> None:
-        """Take over what `moments` returned after `updates` updates, under this or another strategy.
-
-        The parameters have to be those of that moment already when the module is wrapped. `idle` are inputs without
-        labels: DeepSpeed has no moments to write to before a first update, which is made with them and changes nothing.
-        """
-        if self._zero:
-            self.train(*idle, scale=0.0, last=True)
-            self.step(learning_rate=0.0)
-        for name, parameter in self._parameters.items():
-            state = {key: moments[f"{name}.{key}"].to(parameter.device) for key in MOMENTS}
-            if self._zero:
-                from deepspeed.utils import safe_set_full_optimizer_state
-
-                for key, value in state.items():
-                    safe_set_full_optimizer_state(parameter, value, key)
-            else:
-                self._optimizer.state[parameter] = {"step": torch.tensor(float(updates)), **state}
-        for part in self._optimizer.state.values() if self._zero else ():
-            part["step"] = torch.tensor(float(updates))
-
-    def _whole(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
-        """A parameter, or one of its moments, put together from the parts that ranks hold."""
-        if not self._zero:
-            return (parameter if key is None else self._optimizer.state[parameter][key]).detach().clone()
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        whole = safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
-        assert isinstance(whole, Tensor), "DeepSpeed does not know this parameter"
-        return whole.detach().float().clone()

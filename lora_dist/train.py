@@ -26,7 +26,7 @@ from lora_dist.batches import (
     tokenize,
 )
 from lora_dist.config import DataSettings, Settings, TrainSettings, to_json
-from lora_dist.distributed import Replica, World, barrier, first_on_node, on_main, sum_over_ranks
+from lora_dist.distributed import World, barrier, first_on_node, on_main, sum_over_ranks
 from lora_dist.e2e import fingerprint, load_split
 from lora_dist.loss import ReferenceLoss
 from lora_dist.model import (
@@ -39,6 +39,7 @@ from lora_dist.model import (
     save_adapter,
     trainable_count,
 )
+from lora_dist.replica import Replica
 from lora_dist.run_dir import RunDir, new_folder, write_config
 from lora_dist.training_log import TrainingLog
 

@@ -43,6 +43,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--device", "gpu"], "--device gpu is not a device"),
         (["--data.dir", "/no/such/folder"], "/no/such/folder"),
         (["--train.epochs", "many"], "many"),
+        (["--train.tracker", "wandb"], "pip install 'lora-dist[wandb]'"),
     ],
 )
 def test_bad_settings(
