@@ -51,6 +51,10 @@ def test_an_example_is_mr_reference_token_reference_end(tokenizer: Any, examples
     for index, example in enumerate(EXAMPLES):
         text = f"{example.mr} {REFERENCE_TOKEN} {example.reference.strip()}"
         assert row(examples, index) == [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+        tokens = tokenizer.convert_ids_to_tokens(row(examples, index))
+        before, after = (tokens[tokens.index(REFERENCE_TOKEN) + step] for step in (-1, 1))
+        assert before.endswith("]")  # the space between them belongs to the reference token
+        assert after.startswith("Ġ")
 
 
 def test_the_prompt_of_decoding_is_what_training_puts_before_a_reference(
@@ -107,6 +111,8 @@ def test_a_batch_keeps_the_given_order_and_moves_whole(examples: TokenizedExampl
     batch = collate(examples, np.array([3, 0]), pad_id=0)
     assert batch.input_ids[0, : examples.lengths[3] - 1].tolist() == row(examples, 3)[:-1]
     assert batch.input_ids[1].tolist() == row(examples, 0)[:-1]
+    labels = [token for index in (3, 0) for token in row(examples, index)[examples.prompt_lengths[index] :]]
+    assert batch.labels.tolist() == labels
     moved = batch.to(torch.device("meta"))
     assert isinstance(moved, Batch)
     assert {t.device.type for t in (moved.input_ids, moved.positions, moved.labels)} == {"meta"}

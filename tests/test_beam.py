@@ -12,7 +12,7 @@ from lora_dist.beam import Sentence, beam_search
 from lora_dist.config import DecodeSettings
 
 EOS = 0
-SETTINGS = DecodeSettings(num_beams=4, no_repeat_ngram_size=3, max_new_tokens=10)
+SETTINGS = DecodeSettings(num_beams=3, no_repeat_ngram_size=3, max_new_tokens=10)
 EarlyStopping = Literal["true", "false", "never"]
 Scope = Literal["generated", "all"]
 EARLY_STOPPING: tuple[EarlyStopping, ...] = ("true", "false", "never")
@@ -120,12 +120,21 @@ def with_end(sentence: Sentence, settings: DecodeSettings) -> list[int]:
 @pytest.mark.parametrize(("scope", "length_penalty"), [("generated", 0.9), ("generated", -0.5), ("all", 2.0)])
 def test_search_is_the_plain_python_one(scope: Scope, early_stopping: EarlyStopping, length_penalty: float) -> None:
     settings = replace(SETTINGS, ngram_scope=scope, early_stopping=early_stopping, length_penalty=length_penalty)
-    for seed in (3, 4):
+    for seed in (4, 6):
         model, asked = random_gpt2(seed), prompts(5, seed)
         for prompt, sentence in zip(asked, beam_search(model, asked, settings, EOS), strict=True):
             words, score = reference_search(model, prompt, settings)
             assert with_end(sentence, settings) == words
             assert sentence.score == pytest.approx(score, rel=1e-4)
+
+
+def test_the_three_ways_to_stop_give_three_results() -> None:
+    found = set()
+    for early_stopping in EARLY_STOPPING:
+        settings = replace(SETTINGS, early_stopping=early_stopping)
+        sentences = [s for seed in (4, 6) for s in beam_search(random_gpt2(seed), prompts(5, seed), settings, EOS)]
+        found.add(str(sentences))
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize("early_stopping", EARLY_STOPPING)

@@ -70,6 +70,7 @@ def test_forward_and_gradients_equal_pefts(tiny_gpt2: Path, gpt2: GPT2LMHeadMode
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.filterwarnings("error:fan_in_fan_out")
 @pytest.mark.parametrize("resized", [False, True])
 def test_a_saved_adapter_loads_in_peft(
     tmp_path: Path, tiny_gpt2: Path, gpt2: GPT2LMHeadModel, tokenizer: Any, resized: bool
