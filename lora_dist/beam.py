@@ -68,7 +68,8 @@ def beam_search(
     ban = []
     if settings.no_repeat_ngram_size and not everywhere:
         ban = [GeneratedNoRepeatNGram(settings.no_repeat_ngram_size, width)]
-    sequences = model.generate(padded, attention_mask=mask, generation_config=config, logits_processor=ban)
+    model.generation_config = config  # generate would fill what ours leaves open from the checkpoint's own
+    sequences = model.generate(padded, attention_mask=mask, logits_processor=ban)
     generated = [_until(row, eos_id) for row in sequences[:, width:].tolist()]
     scores = _scores(model, prompts, generated, settings.length_penalty, eos_id)
     return [

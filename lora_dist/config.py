@@ -130,6 +130,7 @@ class TrainSettings:
         for name in ("learning_rate", "weight_decay", "warmup_steps", "seed"):
             value = getattr(self, name)
             _check(math.isfinite(value) and value >= 0, _flag("train", name), value, "give a number of at least 0")
+        _check(self.seed < 2**63, "--train.seed", self.seed, "give a number below 2**63")
         _check(0 <= self.label_smoothing < 1, "--train.label-smoothing", self.label_smoothing, "give 0 <= p < 1")
         _check(
             self.max_grad_norm is None or self.max_grad_norm > 0,

@@ -36,6 +36,7 @@ class LoraConv1D(nn.Module):
         self.lora_A = nn.Parameter(a.to(weight.device))
         self.lora_B = nn.Parameter(b.to(weight.device))
         self._unmerged: Tensor | None = None
+        self.train(base.training)
 
     @property
     def merged(self) -> bool:

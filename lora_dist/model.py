@@ -40,6 +40,8 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(settings.name)
     except (OSError, ValueError) as error:
         raise _not_loadable(settings.name, error) from None
+    if not tokenizer("name", add_special_tokens=False).input_ids:  # transformers makes up an empty one
+        raise _not_loadable(settings.name, ValueError("it has no tokenizer"))
     tokenizer.add_tokens([AddedToken(REFERENCE_TOKEN, lstrip=True, normalized=False)], special_tokens=True)
     return tokenizer
 
@@ -64,7 +66,7 @@ def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GP
             model, info = GPT2LMHeadModel.from_pretrained(
                 settings.name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
             )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise _not_loadable(settings.name, error) from None
@@ -75,7 +77,12 @@ def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GP
         )
     reference_id = tokenizer.convert_tokens_to_ids(REFERENCE_TOKEN)
     vocabulary = model.transformer.wte.weight.shape[0]
-    if reference_id >= vocabulary:
+    if reference_id > vocabulary:
+        raise UserError(
+            f"--model.name {settings.name} has a tokenizer of {reference_id} words for a model of {vocabulary}: "
+            "save the model's own tokenizer beside it"
+        )
+    if reference_id == vocabulary:
         mean = model.transformer.wte.weight.detach().float().mean(0)
         model.resize_token_embeddings(reference_id + 1, mean_resizing=False)
         set_reference_row(model, tokenizer, mean)
@@ -184,8 +191,11 @@ def load_adapter(folder: Path, model: GPT2LMHeadModel, tokenizer: Any) -> None:
     row_file = folder / REFERENCE_ROW
     if not row_file.is_file():
         return
-    with safe_open(row_file, framework="pt") as file:
-        trained_on, row = file.metadata()["base_fingerprint"], file.get_tensor(REFERENCE_TOKEN)
+    try:
+        with safe_open(row_file, framework="pt") as file:
+            trained_on, row = file.metadata()["base_fingerprint"], file.get_tensor(REFERENCE_TOKEN)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{row_file} cannot be read ({error}): train again or --resume") from None
     if trained_on != base_fingerprint(model, tokenizer):
         raise UserError(f"the adapter in {folder} was trained on another base model: check --model.name")
     set_reference_row(model, tokenizer, row)

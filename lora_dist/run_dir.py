@@ -205,6 +205,7 @@ def new_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    old = temporary.with_name(f"{temporary.name}.old")
     try:
         os.chmod(temporary, 0o755)
         yield temporary
@@ -213,11 +214,14 @@ def new_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]:
                 os.fsync(opened.fileno())
         _sync_folder(temporary)
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(old)
         os.replace(temporary, path)
     except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
     if marker is not None:
         write_text(path / marker, "")
     _sync_folder(path.parent)

@@ -78,15 +78,15 @@ def measure(
     """What the five metrics need of each instance; the arguments and errors are those of `score`."""
     _check(references, outputs, variant)
     texts = list(chain.from_iterable(references))
-    with ThreadPoolExecutor(1) as unpacker, ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(3) as pool:
         # Java takes longest, so it starts first; here runs what it does not need or what it waits for.
         tokenizing = pool.submit(ptb.tokenize, texts), pool.submit(ptb.tokenize, outputs)
-        table = paraphrases.unpack(meteor.paraphrase_table(), unpacker)
+        table = pool.submit(paraphrases.unpack, meteor.paraphrase_table())
         counts = mteval.statistics(references, outputs, variant)
         flat_references, tokenized_outputs = (future.result() for future in tokenizing)
         remaining = iter(flat_references)
         tokenized = [list(islice(remaining, len(group))) for group in references]
-        useful = paraphrases.select(table, flat_references, tokenized_outputs)
+        useful = paraphrases.select(table.result(), flat_references, tokenized_outputs)
         aligning = pool.submit(meteor.statistics, tokenized, tokenized_outputs, useful)
         rouges = rouge.sentence_scores(tokenized, tokenized_outputs)
         ciders = cider.sentence_scores(tokenized, tokenized_outputs)
