@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from lora_dist.config import UserError
 
-TIMEOUT = 1800.0
+TIMEOUT = 900.0
 """Seconds a Java program may take: a hundred times what the E2E test set needs."""
 
 # UTF-8 and English whatever the locale (lower-casing depends on it). The programs live for seconds, so the quick

@@ -53,7 +53,7 @@ def test_without_java_the_message_says_what_to_install() -> None:
 
 def test_wrong_java_home_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="JAVA_HOME is .*nowhere"):
+    with pytest.raises(UserError, match=r"JAVA_HOME is .*nowhere"):
         java.find_java()
 
 
@@ -120,7 +120,7 @@ def test_jars_are_found_without_importing_their_package() -> None:
 
 
 def test_missing_jar(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="nothing.jar is not installed"):
+    with pytest.raises(UserError, match=r"nothing\.jar is not installed"):
         java.find_jar("nothing.jar")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install pycocoevalcap"):

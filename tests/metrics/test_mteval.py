@@ -3,13 +3,15 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_dist.config import UserError
 from lora_dist.metrics import mteval
 from lora_dist.metrics.mteval import Variant
 
+# Without a deadline: a busy machine is no failure.
+quick = settings(deadline=None, max_examples=50)
 VARIANTS: tuple[Variant, ...] = ("perl", "python")
 both = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -215,6 +217,7 @@ def test_all_outputs_empty() -> None:
 # Properties
 
 
+@quick
 @given(st.lists(TEXT, min_size=1, max_size=4))
 def test_identical_outputs_and_references(texts: list[str]) -> None:
     for variant in VARIANTS:
@@ -225,6 +228,7 @@ def test_identical_outputs_and_references(texts: list[str]) -> None:
             assert nist(references, worse, variant) <= best + 1e-9
 
 
+@quick
 @given(SET, st.randoms())
 def test_permuted_references_and_instances(instances: Instances, random: Random) -> None:
     order = list(range(len(instances)))
@@ -234,12 +238,14 @@ def test_permuted_references_and_instances(instances: Instances, random: Random)
         assert scores(moved, variant) == pytest.approx(scores(instances, variant), abs=1e-9)
 
 
+@quick
 @given(SET)
 def test_duplicated_instances(instances: Instances) -> None:
     for variant in VARIANTS:
         assert scores(instances * 2, variant) == pytest.approx(scores(instances, variant), abs=1e-9)
 
 
+@quick
 @given(SET)
 def test_duplicated_references_do_not_change_bleu(instances: Instances) -> None:
     for variant in VARIANTS:
@@ -247,6 +253,7 @@ def test_duplicated_references_do_not_change_bleu(instances: Instances) -> None:
         assert scores(twice, variant)[0] == pytest.approx(scores(instances, variant)[0], abs=1e-12)
 
 
+@quick
 @given(SET)
 def test_case_does_not_matter(instances: Instances) -> None:
     for variant in VARIANTS:
@@ -254,12 +261,14 @@ def test_case_does_not_matter(instances: Instances) -> None:
         assert scores(upper, variant) == scores(instances, variant)
 
 
+@quick
 @given(SET, st.lists(TEXT, min_size=1, max_size=3))
 def test_an_empty_output_never_helps_in_perl(instances: Instances, references: list[str]) -> None:
     before, after = (scores(some, "perl")[0] for some in (instances, [*instances, (references, "")]))
     assert 0 < after <= before + 1e-12 <= 1 + 2e-12
 
 
+@quick
 @given(SET)
 def test_another_reference_never_loses_a_match(instances: Instances) -> None:
     more = [([*group, "something else and more of it"], output) for group, output in instances]
@@ -271,6 +280,7 @@ def test_another_reference_never_loses_a_match(instances: Instances) -> None:
         assert (other >= one).all()
 
 
+@quick
 @given(SET, st.data())
 def test_statistics_of_a_selection_add_up(instances: Instances, data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.integers(0, len(instances) - 1), min_size=1))

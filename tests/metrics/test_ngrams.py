@@ -1,10 +1,12 @@
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_dist.metrics import ngrams
 
+# Without a deadline: a busy machine is no failure.
+quick = settings(deadline=None, max_examples=50)
 TOKENS = st.lists(st.sampled_from("abc"), max_size=8)
 
 
@@ -34,6 +36,7 @@ def test_no_tokens_at_all() -> None:
     assert ngrams.per_text(1, 3, counts.outputs, counts.order, counts.outputs.times).tolist() == [[0, 0, 0]]
 
 
+@quick
 @given(st.lists(st.tuples(st.lists(TOKENS, min_size=1, max_size=3), TOKENS), min_size=1, max_size=4))
 def test_agrees_with_counting_one_by_one(instances: list[tuple[list[list[str]], list[str]]]) -> None:
     counts = ngrams.count([group for group, _ in instances], [output for _, output in instances], longest=3)

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_dist.metrics import rouge
 
+# Without a deadline: a busy machine is no failure.
+quick = settings(deadline=None, max_examples=50)
 TEXT = st.lists(st.sampled_from("abcd"), max_size=12).map(" ".join)
 
 
@@ -52,6 +54,7 @@ def test_one_score_an_output() -> None:
     assert rouge.sentence_scores([["a"], ["b"], ["c"]], ["a", "x", "c"]).tolist() == [1, 0, 1]
 
 
+@quick
 @given(TEXT, TEXT)
 def test_bit_parallel_length_is_the_textbook_one(left: str, right: str) -> None:
     common = table_lcs(left.split(" "), right.split(" "))
@@ -60,6 +63,7 @@ def test_bit_parallel_length_is_the_textbook_one(left: str, right: str) -> None:
     assert score([right], left) == pytest.approx(expected, abs=1e-12)
 
 
+@quick
 @given(TEXT, st.lists(TEXT, min_size=1, max_size=4), TEXT)
 def test_another_reference_never_lowers_the_score(output: str, references: list[str], another: str) -> None:
     assert score([*references, another], output) >= score(references, output) - 1e-12
