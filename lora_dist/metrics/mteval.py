@@ -20,9 +20,9 @@ They part in five places:
    count; in `python` it is one empty token, which matches another one.
 4. No match at all for some n. `perl` takes 1/2, 1/4, ... match for the first, second, ... such n, and leaves out an n
    for which there is no n-gram; `python` takes 1e-15 matches.
-5. Details. `perl` lower-cases A to Z only and before it tokenises, `python` any letter and after; `perl` does not
-   split at the control characters U+001C to U+001F; it cuts a text at `</seg>`, since it reads the texts as markup;
-   and it takes the information of a bigram that starts with the token "0" as if it were a unigram.
+5. Details. `perl` lower-cases A to Z only, `python` any letter; `perl` does not split at the control characters
+   U+001C to U+001F; it cuts a text at `</seg>`, since it reads the texts as markup; and it takes the information of a
+   bigram that starts with the token "0" as if it were a unigram.
 """
 
 import math

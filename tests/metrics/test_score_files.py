@@ -151,9 +151,9 @@ def test_different_lengths(tmp_path: Path, outputs: str, message: str) -> None:
 
 
 def test_two_tables_go_together_by_source(tmp_path: Path) -> None:
-    references = write(tmp_path, "r.csv", "mr,ref\na,1\nb,2\na,3\nc,4\n")
+    references = write(tmp_path, "r.csv", "mr,ref\na,one\nb,two\na,three\nc,four\n")
     outputs = write(tmp_path, "o.tsv", "mr\tout\nb\tB\na\tA\n")
-    assert files.read_pair(references, outputs) == ([["2"], ["1", "3"]], ["B", "A"])
+    assert files.read_pair(references, outputs) == ([["two"], ["one", "three"]], ["B", "A"])
     with pytest.raises(UserError, match=r"o\.csv, line 3: .*r\.csv has no reference for 'd'"):
         files.read_pair(references, write(tmp_path, "o.csv", "mr,out\na,A\nd,D\n"))
 
