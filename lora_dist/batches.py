@@ -22,6 +22,14 @@ REFERENCE_TOKEN = "<|ref|>"
 """Stands between a meaning representation and its sentence; added to the tokenizer by `model.load_tokenizer`."""
 
 
+SHAPE_STEP = 32
+"""Tokens and labels of a forward pass are filled up to a multiple of this. Matrix products are prepared anew for each
+shape they meet, which on a CPU takes longer than the product itself; so there have to be few shapes."""
+
+LENGTH_STEP = 8
+"""The same for the length of the rows that attention works on."""
+
+
 @dataclass(frozen=True)
 class TokenizedExamples:
     """Examples `MR <|ref|> REFERENCE<eos>` as token ids, end to end in one array."""
@@ -49,22 +57,32 @@ class TokenizedExamples:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one forward pass. Padding stands on the right, where a causal model never looks back at it."""
+    """Examples of one forward pass, end to end, each without its last token, and some tokens to fill up."""
 
-    input_ids: Tensor
-    """Tokens without each row's last: (rows, length)."""
+    tokens: Tensor
+    """Token ids: (tokens,)."""
     positions: Tensor
-    """Which flattened (rows * length) positions predict a label: (labels,)."""
+    """Which position each has in its example: (tokens,)."""
+    slots: Tensor
+    """Where each would stand if the examples were padded to one length: an index below rows * length, (tokens,)."""
+    wanted: Tensor
+    """Which of the tokens predict a label, and after them some that fill up: (wanted,)."""
     labels: Tensor
-    """The token that follows each of `positions`: (labels,)."""
+    """The tokens to predict, by the first of `wanted`: (labels,)."""
+    rows: int
+    """Examples."""
+    length: int
+    """Tokens of the longest, rounded up."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+        parts = self.tokens, self.positions, self.slots, self.wanted, self.labels
+        tokens, positions, slots, wanted, labels = (part.to(device, non_blocking=True) for part in parts)
+        return Batch(tokens, positions, slots, wanted, labels, self.rows, self.length)
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]:
         """The inputs of `loss.ReferenceLoss`, in its order."""
-        return self.input_ids, self.positions, self.labels
+        return self.tokens, self.positions, self.slots, self.wanted, self.labels, self.rows, self.length
 
 
 def encode_prompts(tokenizer: Any, mrs: Sequence[str]) -> list[list[int]]:
@@ -133,24 +151,37 @@ def dev_batches(lengths: Indices, batch_size: int, world_size: int) -> list[Indi
     return found + [order[:0]] * (-len(found) % world_size)
 
 
-def collate(examples: TokenizedExamples, indices: Indices, pad_id: int) -> Batch:
-    """Right-pad some examples to a batch.
+def no_examples(pad_id: int) -> Batch:
+    """One token `pad_id` without a label, for a rank with nothing to do: it still has to take part."""
+    none, zero = torch.empty(0, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+    return Batch(torch.tensor([pad_id]), zero, zero, none, none, rows=1, length=1)
 
-    Labels are found by length, never by token id, so `pad_id` may be the end-of-text token that the model has to
-    learn. No examples give one row of padding without labels: a rank with nothing to do still takes part.
-    """
-    rows = [examples.ids[examples.starts[i] : examples.starts[i + 1]] for i in indices]
-    width = max((len(row) - 1 for row in rows), default=1)
-    input_ids = np.full((max(1, len(rows)), width), pad_id, dtype=np.int64)
-    positions, labels = [], []
-    for k, (row, index) in enumerate(zip(rows, indices, strict=True)):
-        prompt = examples.prompt_lengths[index]
-        input_ids[k, : len(row) - 1] = row[:-1]
-        positions.append(k * width + np.arange(prompt - 1, len(row) - 1))
-        labels.append(row[prompt:].astype(np.int64))
-    empty = np.empty(0, dtype=np.int64)
+
+def collate(examples: TokenizedExamples, indices: Indices, pad_id: int) -> Batch:
+    """Lay some examples end to end and fill up with `pad_id`, which nothing looks at and which predicts no label."""
+    if not len(indices):
+        return no_examples(pad_id)
+    lengths, prompts = examples.lengths[indices] - 1, examples.prompt_lengths[indices]
+    rows = np.repeat(np.arange(len(indices)), lengths)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    places = examples.starts[indices][rows] + positions
+    predicts = positions >= prompts[rows] - 1
+    fill, length = -len(places) % SHAPE_STEP, _round_up(int(lengths.max()), LENGTH_STEP)
+    while len(indices) * length < len(places) + fill:
+        length += LENGTH_STEP
+    slots = rows * length + positions
+    free = np.setdiff1d(np.arange(len(indices) * length), slots, assume_unique=True)
+    wanted, others = np.flatnonzero(predicts), np.flatnonzero(~predicts)
     return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        positions=torch.from_numpy(np.concatenate([empty, *positions])),
-        labels=torch.from_numpy(np.concatenate([empty, *labels])),
+        tokens=torch.from_numpy(np.append(examples.ids[places], np.full(fill, pad_id)).astype(np.int64)),
+        positions=torch.from_numpy(np.append(positions, np.zeros(fill, np.int64))),
+        slots=torch.from_numpy(np.append(slots, free[:fill])),
+        wanted=torch.from_numpy(np.append(wanted, others[: -len(wanted) % SHAPE_STEP])),
+        labels=torch.from_numpy(examples.ids[places[wanted] + 1].astype(np.int64)),
+        rows=len(indices),
+        length=length,
     )
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step

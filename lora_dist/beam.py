@@ -1,23 +1,31 @@
-"""Beam search for one device: prompts in, the best sentence of each out.
+"""Beam search for one device: prompts in, the best sentences of each out.
 
-The search is transformers' `generate`. What it lacks is the n-gram ban over the generated tokens alone, added here.
+The search is that of transformers' `generate`: of the 2 K best candidates a step, the first K may finish a sentence,
+and the best K that do not end go on. What ends and what goes on is found by tensor operations over all prompts at once;
+the host looks at one flag a prompt and step.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationConfig, GPT2LMHeadModel, LogitsProcessor, NoRepeatNGramLogitsProcessor
+from transformers import GPT2LMHeadModel
 
-from lora_dist.config import DecodeSettings
+from lora_dist.config import DecodeSettings, UserError
+from lora_dist.decoder import Decoder
 
-EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
+LOGITS_AT_ONCE = 2**20
+"""Logits that are normalised at a time on a CPU, so that they stay in its cache."""
+
+LEAVE_AT = 1 / 8
+"""Share of finished prompts at which they are taken out of the batch; each time the others' cache is copied."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """The best hypothesis of a search."""
+    """A hypothesis of a search."""
 
     tokens: list[int]
     """Generated token ids, without end-of-text."""
@@ -25,84 +33,193 @@ class Sentence:
     """Sum of log-probabilities in nats, end-of-text among them if it came, over length ** length_penalty."""
 
 
-class GeneratedNoRepeatNGram(LogitsProcessor):  # type: ignore[misc]
-    """Bans n-grams that stand in the generated tokens already; the prompt may be repeated freely."""
+@dataclass
+class _Beams:
+    """The hypotheses of all prompts that are still searched; K beams, T the longest sentence."""
 
-    def __init__(self, size: int, prompt_length: int) -> None:
-        self._ban = NoRepeatNGramLogitsProcessor(size)
-        self._prompt_length = prompt_length
+    rows: Tensor
+    """Which prompts these are: (prompts,)."""
+    running: Tensor
+    """Sums of log-probabilities of the hypotheses that go on, best first: (prompts, K)."""
+    tokens: Tensor
+    """Their tokens: (prompts, K, T)."""
+    finished: Tensor
+    """Scores of the finished hypotheses, best first, -inf where there is none yet: (prompts, K)."""
+    sentences: Tensor
+    """Their tokens, end-of-text after the last: (prompts, K, T)."""
+    done: Tensor
+    """Whether a prompt's search has ended: (prompts,)."""
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Ban in scores (rows, vocabulary) what would repeat in input_ids (rows, prompt + generated)."""
-        banned: Tensor = self._ban(input_ids[:, self._prompt_length :], scores)
-        return banned
+    def take(self, rows: Tensor) -> "_Beams":
+        """The prompts `rows` (n,) alone."""
+        return _Beams(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
-@torch.inference_mode()
 def beam_search(
     model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], settings: DecodeSettings, eos_id: int
-) -> list[Sentence]:
-    """The best sentence for each prompt; which prompts share the batch does not matter, but for rounding.
+) -> list[list[Sentence]]:
+    """The finished sentences of each prompt, best first; at most `num_beams`, at least one.
+
+    Which prompts share the batch does not matter, but for rounding.
 
     Args:
         model: a plain GPT-2 in evaluation mode.
         prompts: token ids, each at least one.
         settings: beams, penalties, the ban, the longest sentence.
         eos_id: the end-of-text token.
+
+    Raises:
+        UserError: if a sentence might outgrow the model's positions.
     """
-    width = max(len(prompt) for prompt in prompts)
-    # Padding on the left, so that all sentences begin in the same column; generate derives positions from the mask.
-    padded = torch.tensor([[eos_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    everywhere = settings.ngram_scope == "all"
-    config = GenerationConfig(
-        num_beams=settings.num_beams,
-        length_penalty=settings.length_penalty,
-        early_stopping=EARLY_STOPPING[settings.early_stopping] if settings.num_beams > 1 else False,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size if everywhere else 0,
-        max_new_tokens=settings.max_new_tokens,
-        do_sample=False,
-        eos_token_id=eos_id,
-        pad_token_id=eos_id,
+    _check(model, prompts, settings)
+    with torch.inference_mode():
+        return _search(model, prompts, settings, eos_id)
+
+
+def _check(model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], settings: DecodeSettings) -> None:
+    positions = model.config.n_positions
+    if (longest := max(map(len, prompts))) + settings.max_new_tokens > positions:
+        raise UserError(
+            f"--decode.max-new-tokens is {settings.max_new_tokens}: after a prompt of {longest} tokens the model's "
+            f"{positions} positions leave room for {positions - longest}"
+        )
+
+
+def _search(
+    model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], settings: DecodeSettings, eos_id: int
+) -> list[list[Sentence]]:
+    found: list[list[Sentence]] = [[] for _ in prompts]
+    decoder = Decoder(model, prompts, settings.num_beams, settings.max_new_tokens)
+    seen = _history(prompts, settings, model.device)
+    beams = _start(len(prompts), settings, eos_id, model.device)
+    # The first step has one hypothesis a prompt, the empty one.
+    logits, running = decoder.logits[:, None], beams.running[:, :1]
+    for length in range(1, settings.max_new_tokens + 1):
+        totals = running - _normalisers(logits)
+        _ban_repetitions(logits, seen, beams.tokens[:, : logits.shape[1], : length - 1], settings.no_repeat_ngram_size)
+        scores, parents, words = _candidates(logits, totals, 2 * settings.num_beams)
+        parents, words = _advance(beams, scores, parents, words, length, settings, eos_id)
+        done = beams.done.tolist()  # the one time a step that the host waits for the device
+        if all(done):
+            break
+        if sum(done) >= LEAVE_AT * len(done):
+            _collect(found, beams.take(beams.done), eos_id)
+            going_on = (~beams.done).nonzero()[:, 0]
+            beams, parents, words, seen = beams.take(going_on), parents[going_on], words[going_on], seen[going_on]
+            decoder.keep(going_on)
+        running, logits = beams.running, decoder.step(words, parents)
+    _collect(found, beams, eos_id)
+    return found
+
+
+def _start(prompts: int, settings: DecodeSettings, eos_id: int, device: torch.device) -> _Beams:
+    beams, longest = settings.num_beams, settings.max_new_tokens
+    return _Beams(
+        rows=torch.arange(prompts, device=device),
+        running=torch.zeros(prompts, beams, device=device),
+        tokens=torch.full((prompts, beams, longest), eos_id, device=device),
+        finished=torch.full((prompts, beams), -torch.inf, device=device),
+        sentences=torch.full((prompts, beams, longest), eos_id, device=device),
+        done=torch.zeros(prompts, dtype=torch.bool, device=device),
     )
-    ban = []
-    if settings.no_repeat_ngram_size and not everywhere:
-        ban = [GeneratedNoRepeatNGram(settings.no_repeat_ngram_size, width)]
-    model.generation_config = config  # generate would fill what ours leaves open from the checkpoint's own
-    sequences = model.generate(padded, attention_mask=mask, logits_processor=ban)
-    generated = [_until(row, eos_id) for row in sequences[:, width:].tolist()]
-    scores = _scores(model, prompts, generated, settings.length_penalty, eos_id)
-    return [
-        Sentence([token for token in row if token != eos_id], score)
-        for row, score in zip(generated, scores, strict=True)
-    ]
 
 
-def _until(tokens: list[int], eos_id: int) -> list[int]:
-    """The tokens up to and with the first end-of-text."""
-    return tokens[: tokens.index(eos_id) + 1] if eos_id in tokens else tokens
+def _history(prompts: Sequence[Sequence[int]], settings: DecodeSettings, device: torch.device) -> Tensor:
+    """What the ban counts before the sentence, padded on the left with -1, which is no word: (prompts, n)."""
+    counted = prompts if settings.ngram_scope == "all" else [[] for _ in prompts]
+    width = max(map(len, counted))
+    return torch.tensor([[-1] * (width - len(p)) + list(p) for p in counted], dtype=torch.long, device=device)
 
 
-def _scores(
-    model: GPT2LMHeadModel,
-    prompts: Sequence[Sequence[int]],
-    generated: Sequence[Sequence[int]],
-    length_penalty: float,
-    eos_id: int,
-) -> list[float]:
-    """Length-normalised log-probability of each sentence (Wu et al. 2016 in transformers' form: sum / length ** a).
+def _ban_repetitions(logits: Tensor, seen: Tensor, tokens: Tensor, size: int) -> None:
+    """Set to -inf what would say `size` tokens in a row a second time.
 
-    Computed by one more forward pass, as `generate` returns scores only along with those of every step and word.
+    Args:
+        logits: changed in place: (prompts, K, vocabulary).
+        seen: tokens that count as said before: (prompts, n).
+        tokens: what each hypothesis has said so far: (prompts, K, t).
+        size: n of the n-grams; 0 bans nothing.
     """
-    rows = [[*prompt, *sentence] for prompt, sentence in zip(prompts, generated, strict=True)]
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [eos_id] * (width - len(row)) for row in rows], device=model.device)
-    hidden = model.transformer(input_ids=ids, use_cache=False).last_hidden_state
-    scores = []
-    for k, (prompt, sentence) in enumerate(zip(prompts, generated, strict=True)):
-        first = len(prompt) - 1
-        logits = model.lm_head(hidden[k, first : first + len(sentence)]).float()
-        words = torch.tensor(sentence, device=model.device)
-        total = logits.log_softmax(-1).gather(-1, words[:, None]).sum()
-        scores.append(total.item() / len(sentence) ** length_penalty)
-    return scores
+    said = torch.cat([seen[:, None].expand(-1, tokens.shape[1], -1), tokens], -1)
+    if size == 0 or said.shape[-1] < size:
+        return
+    ngrams = said.unfold(-1, size, 1)  # (prompts, K, places, size)
+    starts, last = ngrams[..., :-1], ngrams[..., -1]
+    repeated = (starts == said[..., None, said.shape[-1] - size + 1 :]).all(-1) & (last >= 0)
+    # A word may follow several places of which only some match, so the lowest of its values counts.
+    values = torch.where(repeated, -torch.inf, torch.inf).to(logits.dtype)
+    logits.scatter_reduce_(-1, last.clamp(min=0), values, "amin")
+
+
+def _normalisers(logits: Tensor) -> Tensor:
+    """Log of the sum of exponentials, in fp32: (prompts, beams), from logits (prompts, beams, vocabulary)."""
+    rows = logits.flatten(0, 1)
+    at_once = max(1, LOGITS_AT_ONCE // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
+    parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+    return torch.cat([part.float().logsumexp(-1) for part in parts]).view(logits.shape[:2])
+
+
+def _candidates(logits: Tensor, totals: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best continuations over all hypotheses of a prompt: scores, parents and words, best first, (prompts, count).
+
+    Args:
+        logits: of the next word: (prompts, beams, vocabulary).
+        totals: what a logit has to be added to, to give the log-probability of the hypothesis: (prompts, beams).
+        count: continuations wanted.
+    """
+    best, words = logits.topk(each := min(count, logits.shape[-1]), -1)
+    scores = (totals[..., None] + best.float()).flatten(1)
+    scores, places = F.pad(scores, (0, max(0, count - scores.shape[1])), value=-torch.inf).topk(count, -1)
+    places = places.clamp(max=words[0].numel() - 1)  # the padding of a tiny vocabulary
+    return scores, places // each, words.flatten(1).gather(1, places)
+
+
+def _advance(
+    beams: _Beams, scores: Tensor, parents: Tensor, words: Tensor, length: int, settings: DecodeSettings, eos_id: int
+) -> tuple[Tensor, Tensor]:
+    """Finish and extend hypotheses, in place; the parents and words of those that go on: both (prompts, K).
+
+    Args:
+        beams: the hypotheses of `length` - 1 tokens.
+        scores: sums of log-probabilities of 2 K candidates, best first: (prompts, 2 K).
+        parents: the hypothesis each extends: (prompts, 2 K).
+        words: the word each adds: (prompts, 2 K).
+        length: tokens of the candidates, end-of-text among them.
+        settings: see `beam_search`.
+        eos_id: the end-of-text token.
+    """
+    width, penalty = settings.num_beams, settings.length_penalty
+    texts = _pick(beams.tokens, parents)
+    texts[..., length - 1] = words
+    ended = words == eos_id
+    finishing = (ended | (length == settings.max_new_tokens))[:, :width] & ~beams.done[:, None]
+    finished = torch.where(finishing, scores[:, :width] / length**penalty, -torch.inf)
+    beams.finished, order = torch.cat([beams.finished, finished], 1).topk(width, 1)
+    beams.sentences = _pick(torch.cat([beams.sentences, texts[:, :width]], 1), order)
+    beams.running, order = scores.masked_fill(ended, -torch.inf).topk(width, 1)
+    beams.tokens = _pick(texts, order)
+    full = beams.finished[:, -1].isfinite()
+    if settings.early_stopping == "true":
+        beams.done = full
+    else:
+        # The sum only falls; divided by a longer length to a positive power it may still rise.
+        longest = settings.early_stopping == "never" and penalty > 0
+        hope = beams.running[:, 0] / (settings.max_new_tokens if longest else length) ** penalty
+        beams.done = beams.done | (full & (hope <= beams.finished[:, -1]))
+    return parents.gather(1, order), words.gather(1, order)
+
+
+def _pick(texts: Tensor, order: Tensor) -> Tensor:
+    """Of texts (prompts, n, T) those that `order` (prompts, k) names: (prompts, k, T)."""
+    return texts.gather(1, order[..., None].expand(-1, -1, texts.shape[-1]))
+
+
+def _collect(found: list[list[Sentence]], beams: _Beams, eos_id: int) -> None:
+    """Write the finished sentences of `beams` to their prompts' places in `found`."""
+    for row, scores, texts in zip(beams.rows.tolist(), beams.finished.tolist(), beams.sentences.tolist(), strict=True):
+        ends = [text.index(eos_id) if eos_id in text else len(text) for text in texts]
+        found[row] = [
+            Sentence(text[:end], score)
+            for text, end, score in zip(texts, ends, scores, strict=True)
+            if score > -torch.inf
+        ]

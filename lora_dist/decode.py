@@ -63,7 +63,7 @@ def generate(settings: Settings, adapter: Path, device: torch.device, mrs: Seque
     """One sentence for each meaning representation."""
     model, tokenizer = load_for_decoding(settings, adapter, device)
     sentences = beam_search(model, encode_prompts(tokenizer, mrs), settings.decode, tokenizer.eos_token_id)
-    return [to_text(tokenizer, sentence) for sentence in sentences]
+    return [to_text(tokenizer, best) for best, *_ in sentences]
 
 
 def load_for_decoding(settings: Settings, adapter: Path, device: torch.device) -> tuple[GPT2LMHeadModel, Any]:
@@ -122,8 +122,8 @@ def _decode_share(
     with bar, run.ledger(world.rank).open("a", encoding="utf-8") as ledger:
         for chunk in mine:
             sentences = beam_search(model, [prompts[i] for i in chunk], settings, tokenizer.eos_token_id)
-            for index, sentence in zip(chunk, sentences, strict=True):
-                row = (to_text(tokenizer, sentence), sentence.score)
+            for index, (best, *_) in zip(chunk, sentences, strict=True):
+                row = (to_text(tokenizer, best), best.score)
                 if index not in done:
                     found[index] = row
                     ledger.write(json.dumps([index, *row], ensure_ascii=False) + "\n")

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import GPT2LMHeadModel
 
+from lora_dist.gpt2 import causal_attention, run_body, select, spread
+
 MAX_LOGITS = 2**26
 """Logits held at a time (256 MiB in fp32): longer batches go in chunks."""
+
+CACHED_LOGITS = 2**18
+"""Logits a CPU exponentiates at a time (1 MiB in fp32)."""
 
 
 class ReferenceLoss(nn.Module):
@@ -23,16 +28,28 @@ class ReferenceLoss(nn.Module):
         self.body = gpt2.transformer
         self.head = LossHead(gpt2.lm_head.weight, label_smoothing)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        wanted: Tensor,
+        labels: Tensor,
+        rows: int,
+        length: int,
+    ) -> Tensor:
         """Sums over the labels, in nats: the smoothed cross-entropy that is trained, and the plain one: (2,) fp32.
 
-        Args:
-            input_ids: tokens, padded on the right: (rows, length).
-            positions: flattened positions that predict a label: (labels,).
-            labels: the tokens to predict: (labels,).
+        The arguments are the fields of `batches.Batch`.
         """
-        hidden = self.body(input_ids=input_ids, use_cache=False).last_hidden_state
-        sums: Tensor = self.head(hidden.flatten(0, 1).index_select(0, positions), labels)
+        attention = self.body.h[0].attn
+        dropout = attention.attn_dropout.p if self.training else 0.0
+
+        def attend(_: int, fused: Tensor) -> Tensor:
+            padded = spread(fused, slots, rows * length).view(rows, length, -1)
+            return select(causal_attention(padded, attention.num_heads, dropout).flatten(0, 1), slots)
+
+        sums: Tensor = self.head(run_body(self.body, tokens, positions, attend, wanted), labels)
         return sums
 
 
@@ -53,7 +70,10 @@ class LossHead(nn.Module):
         self.register_buffer("mean_row", weight.detach().float().mean(0), persistent=False)
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Smoothed and plain cross-entropy, summed over labels: (2,) fp32, from hidden (labels, width)."""
+        """Smoothed and plain cross-entropy, summed over labels (labels,): (2,) fp32.
+
+        Hidden (wanted, width) may have more rows than there are labels; those come last and count for nothing.
+        """
         inputs = (hidden, self.weight, self.mean_row, labels, self.label_smoothing)
         sums: Tensor = _CrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
         return sums
@@ -71,23 +91,21 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, mean_row: Tensor, labels: Tensor, label_smoothing: float
     ) -> Tensor:
         sums = hidden.new_zeros(2, dtype=torch.float32)
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         step = max(1, MAX_LOGITS // weight.shape[0])
         for start in range(0, len(labels), step):
-            part, target = hidden[start : start + step], labels[start : start + step, None]
-            logits = (part @ weight.t()).float()
-            largest, wanted = logits.amax(-1, keepdim=True), logits.gather(-1, target)
-            powers = logits.sub_(largest).exp_()
-            total = powers.sum(-1, keepdim=True)
+            target = labels[start : start + step]
+            logits = hidden[start : start + step] @ weight.t()
+            wanted = logits[: len(target)].gather(-1, target[:, None]).float()
+            largest, total = _exponentiate(logits[: len(target)])
             normaliser = largest + total.log()
-            mean = part.float() @ mean_row
             plain = (normaliser - wanted).sum()
-            uniform = normaliser.sum() - mean.sum()
+            uniform = normaliser.sum() - (hidden[start : start + len(target)].float() @ mean_row).sum()
             sums += torch.stack([(1 - label_smoothing) * plain + label_smoothing * uniform, plain])
             if gradient is not None:
-                powers.scatter_(-1, target, powers.gather(-1, target) - (1 - label_smoothing) * total)
-                pulled = (powers.to(weight.dtype) @ weight).float() / total
-                gradient[start : start + step] = pulled - label_smoothing * mean_row
+                pulled = (logits @ weight)[: len(target)].float() / total
+                pulled -= (1 - label_smoothing) * weight[target].float() + label_smoothing * mean_row
+                gradient[start : start + len(target)] = pulled
         ctx.save_for_backward(gradient)
         return sums
 
@@ -96,3 +114,19 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_sums[0].to(gradient.dtype), None, None, None, None
+
+
+def _exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Make logits (labels, vocabulary) exp(logit - largest) in place; each row's largest and sum: (labels, 1) fp32.
+
+    On a CPU a few rows at a time, as it takes longer to get a fresh buffer for all in fp32 than to compute them.
+    """
+    at_once = max(1, CACHED_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    largest, total = logits.new_empty(2, len(logits), 1, dtype=torch.float32)
+    for start in range(0, len(logits), at_once):
+        part = slice(start, start + at_once)
+        powers = logits[part].float()
+        torch.amax(powers, -1, keepdim=True, out=largest[part])
+        total[part] = powers.sub_(largest[part]).exp_().sum(-1, keepdim=True)
+        logits[part] = powers
+    return largest, total

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from lora_dist import lora
 from lora_dist.batches import REFERENCE_TOKEN
 from lora_dist.config import LoraSettings, ModelSettings, UserError
+from lora_dist.gpt2 import fuse_activation
 from lora_dist.run_dir import read_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -59,6 +60,8 @@ def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GP
         config = AutoConfig.from_pretrained(settings.name)
         if config.model_type != "gpt2":
             raise UserError(f"--model.name {settings.name} is a {config.model_type} model: give a GPT-2")
+        if config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or not config.scale_attn_weights:
+            raise UserError(f"--model.name {settings.name} scales attention in its own way: give a plain GPT-2")
         if settings.dropout is not None:
             config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = settings.dropout
         with warnings.catch_warnings():
@@ -75,6 +78,7 @@ def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GP
             f"--model.name {settings.name} lacks {len(info['missing_keys'])} of GPT-2's weights, such as "
             f"{sorted(info['missing_keys'])[0]}: download it again"
         )
+    fuse_activation(model.transformer)
     reference_id = tokenizer.convert_tokens_to_ids(REFERENCE_TOKEN)
     vocabulary = model.transformer.wte.weight.shape[0]
     if reference_id > vocabulary:

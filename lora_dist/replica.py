@@ -6,6 +6,7 @@ their groups are the business of `distributed.py`.
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Replica:
         self._module, self._optimizer = world.accelerator.prepare(module, optimizer)
         load_weights_whole()  # preparing has told transformers again
 
-    def train(self, *inputs: Tensor, scale: float, last: bool) -> Tensor:
+    def train(self, *inputs: Any, scale: float, last: bool) -> Tensor:
         """One forward and backward pass; the module returns sums (n,) of which the first is the loss.
 
         Args:
@@ -82,7 +83,7 @@ class Replica:
         self._optimizer.zero_grad()
 
     @torch.no_grad()
-    def evaluate(self, *inputs: Tensor) -> Tensor:
+    def evaluate(self, *inputs: Any) -> Tensor:
         """The module's sums (n,) without dropout or gradients."""
         self._module.eval()
         sums: Tensor = self._module(*inputs)
@@ -100,7 +101,7 @@ class Replica:
             for key in MOMENTS
         }
 
-    def load_moments(self, moments: Mapping[str, Tensor], updates: int, idle: Sequence[Tensor]) -> None:
+    def load_moments(self, moments: Mapping[str, Tensor], updates: int, idle: Sequence[Any]) -> None:
         """Take over what `moments` returned after `updates` updates, under this or another strategy.
 
         The parameters have to be those of that moment already when the module is wrapped. `idle` are inputs without

@@ -22,6 +22,7 @@ from lora_dist.batches import (
     dev_batches,
     epoch_order,
     global_batch,
+    no_examples,
     rank_share,
     tokenize,
 )
@@ -141,8 +142,7 @@ def _replicate(
     micro_batch_size = recipe.micro_batch_size(world.size)
     replica = Replica(world, module, parameters, optimizer, micro_batch_size, recipe.max_grad_norm)
     if saved is not None:
-        no_examples = torch.tensor([[pad_id]]), torch.tensor([], dtype=torch.long), torch.tensor([], dtype=torch.long)
-        replica.load_moments(saved.moments, saved.updates, [tensor.to(world.device) for tensor in no_examples])
+        replica.load_moments(saved.moments, saved.updates, no_examples(pad_id).to(world.device).inputs())
     return replica
 
 
@@ -189,7 +189,7 @@ def _update(
     for k, share in enumerate(micro_batches):
         batch = collate(examples, share, pad_id).to(world.device)
         last = k == len(micro_batches) - 1
-        sums += replica.train(*batch.tensors(), scale=world.size / labels, last=last)
+        sums += replica.train(*batch.inputs(), scale=world.size / labels, last=last)
     replica.step(learning_rate)
     return sums, labels, int(examples.lengths[ids].sum()), len(ids)
 
@@ -200,6 +200,6 @@ def _dev_losses(replica: Replica, examples: TokenizedExamples, pad_id: int, worl
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
     for share in tqdm(batches, desc="dev", unit="batch", leave=False, disable=not world.is_main, mininterval=5):
         batch = collate(examples, share, pad_id).to(world.device)
-        sums += replica.evaluate(*batch.tensors())
+        sums += replica.evaluate(*batch.inputs())
     loss, plain = (sum_over_ranks(world, sums) / int(examples.label_counts.sum())).tolist()
     return loss, plain

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -6,7 +7,9 @@ import pytest
 import torch
 
 from lora_dist.batches import (
+    LENGTH_STEP,
     REFERENCE_TOKEN,
+    SHAPE_STEP,
     Batch,
     Indices,
     TokenizedExamples,
@@ -86,43 +89,77 @@ def test_the_longest_example_fits_exactly_and_one_token_less_is_refused(
 # Tokens to tensors
 
 
+def example_rows(batch: Batch, examples: TokenizedExamples, indices: Indices) -> Iterator[tuple[int, slice]]:
+    """Each example's index and its place among the batch's tokens."""
+    ends = np.cumsum(examples.lengths[indices] - 1)
+    for index, end in zip(indices, ends, strict=True):
+        yield index, slice(end - examples.lengths[index] + 1, end)
+
+
 @pytest.mark.parametrize("pad", ["eos", "other"])
-def test_labels_are_the_reference_and_the_end_whatever_the_padding(
+def test_labels_are_the_reference_and_the_end_whatever_fills_up(
     tokenizer: Any, examples: TokenizedExamples, pad: str
 ) -> None:
     eos = tokenizer.eos_token_id
     batch = collate(examples, arange(4), pad_id=eos if pad == "eos" else 7)
-    rows, width = batch.input_ids.shape
-    assert (rows, width) == (4, examples.lengths.max() - 1)
-    assert len(batch.labels) == len(batch.positions) == examples.label_counts.sum()
-    for index, example in enumerate(EXAMPLES):
-        mine = batch.positions // width == index
-        labels, columns = batch.labels[mine].tolist(), batch.positions[mine] % width
+    assert len(batch.labels) == examples.label_counts.sum()
+    predicting, start = batch.wanted[: len(batch.labels)], 0
+    for index, place in example_rows(batch, examples, arange(4)):
+        mine = (predicting >= place.start) & (predicting < place.stop)
+        labels = batch.labels[mine].tolist()
+        assert labels == batch.labels[start : start + len(labels)].tolist()
+        start += len(labels)
         assert labels[-1] == eos
         assert labels.count(eos) == 1
-        assert tokenizer.decode(labels[:-1]) == " " + example.reference.strip()
-        # Each label is the token after its position.
-        assert batch.input_ids[index, columns[1:]].tolist() == labels[:-1]
-        assert tokenizer.decode(batch.input_ids[index, columns[0]]) == REFERENCE_TOKEN
-        assert (batch.input_ids[index, int(columns[-1]) + 1 :] == (eos if pad == "eos" else 7)).all()
+        assert tokenizer.decode(labels[:-1]) == " " + EXAMPLES[index].reference.strip()
+        # Each label is the token after the one that predicts it.
+        assert batch.tokens[predicting[mine]][1:].tolist() == labels[:-1]
+        assert tokenizer.decode(batch.tokens[predicting[mine]][0]) == REFERENCE_TOKEN
+    assert start == len(batch.labels)
 
 
-def test_a_batch_keeps_the_given_order_and_moves_whole(examples: TokenizedExamples) -> None:
-    batch = collate(examples, np.array([3, 0]), pad_id=0)
-    assert batch.input_ids[0, : examples.lengths[3] - 1].tolist() == row(examples, 3)[:-1]
-    assert batch.input_ids[1].tolist() == row(examples, 0)[:-1]
-    labels = [token for index in (3, 0) for token in row(examples, index)[examples.prompt_lengths[index] :]]
+@pytest.mark.parametrize("indices", [[3, 0], [0], [1, 1, 2], [0, 1, 2, 3]])
+def test_a_batch_lays_its_examples_end_to_end_in_order(examples: TokenizedExamples, indices: list[int]) -> None:
+    batch = collate(examples, np.array(indices), pad_id=0)
+    for number, (index, place) in enumerate(example_rows(batch, examples, np.array(indices))):
+        assert batch.tokens[place].tolist() == row(examples, index)[:-1]
+        assert batch.positions[place].tolist() == list(range(len(row(examples, index)) - 1))
+        assert batch.slots[place].tolist() == [number * batch.length + k for k in range(len(row(examples, index)) - 1)]
+    labels = [token for index in indices for token in row(examples, index)[examples.prompt_lengths[index] :]]
     assert batch.labels.tolist() == labels
-    moved = batch.to(torch.device("meta"))
+
+
+@pytest.mark.parametrize("indices", [[3, 0], [0], [2, 2, 2, 2], [0, 1, 2, 3]])
+def test_a_batch_is_filled_up_to_few_shapes_without_touching_an_example(
+    examples: TokenizedExamples, indices: list[int]
+) -> None:
+    batch = collate(examples, np.array(indices), pad_id=9)
+    real = int(examples.lengths[indices].sum()) - len(indices)
+    assert len(batch.tokens) == len(batch.positions) == len(batch.slots) == math.ceil(real / SHAPE_STEP) * SHAPE_STEP
+    assert (batch.tokens[real:] == 9).all()
+    assert batch.length % LENGTH_STEP == 0
+    assert batch.slots.max() < batch.rows * batch.length
+    for slots in (batch.slots, batch.wanted):
+        assert len(set(slots.tolist())) == len(slots)
+    # What fills up stands behind an example's end, where a causal model never looks back at it.
+    for slot in batch.slots[real:].tolist():
+        assert slot % batch.length >= examples.lengths[indices[slot // batch.length]] - 1
+    predicting = set(batch.wanted[: len(batch.labels)].tolist())
+    assert predicting.isdisjoint(batch.wanted[len(batch.labels) :].tolist())
+    assert len(batch.wanted) % SHAPE_STEP == 0 or len(batch.wanted) == real
+
+
+def test_a_batch_moves_whole(examples: TokenizedExamples) -> None:
+    moved = collate(examples, np.array([3, 0]), pad_id=0).to(torch.device("meta"))
     assert isinstance(moved, Batch)
-    assert {t.device.type for t in (moved.input_ids, moved.positions, moved.labels)} == {"meta"}
+    assert {part.device.type for part in moved.inputs() if isinstance(part, torch.Tensor)} == {"meta"}
 
 
-def test_an_empty_share_is_one_row_without_labels(examples: TokenizedExamples) -> None:
+def test_an_empty_share_is_one_token_without_labels(examples: TokenizedExamples) -> None:
     batch = collate(examples, arange(0), pad_id=9)
-    assert batch.input_ids.tolist() == [[9]]
-    assert (batch.positions.tolist(), batch.labels.tolist()) == ([], [])
-    assert (batch.positions.dtype, batch.labels.dtype) == (torch.int64, torch.int64)
+    assert (batch.tokens.tolist(), batch.positions.tolist(), batch.slots.tolist()) == ([9], [0], [0])
+    assert (batch.wanted.tolist(), batch.labels.tolist()) == ([], [])
+    assert (batch.wanted.dtype, batch.labels.dtype) == (torch.int64, torch.int64)
 
 
 # The order, and each rank's share of it

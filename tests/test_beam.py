@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from lora_dist.beam import Sentence, beam_search
+from lora_dist.beam import Sentence
+from lora_dist.beam import beam_search as n_best
 from lora_dist.config import DecodeSettings
 
 EOS = 0
@@ -109,6 +110,13 @@ def reference_search(model: GPT2LMHeadModel, prompt: list[int], settings: Decode
         if full and (settings.early_stopping == "true" or hope <= finished[-1][0]):
             break
     return finished[0][1], finished[0][0]
+
+
+def beam_search(
+    model: GPT2LMHeadModel, asked: list[list[int]], settings: DecodeSettings, eos_id: int
+) -> list[Sentence]:
+    """The best sentence of each prompt."""
+    return [found[0] for found in n_best(model, asked, settings, eos_id)]
 
 
 def with_end(sentence: Sentence, settings: DecodeSettings) -> list[int]:

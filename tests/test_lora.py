@@ -1,7 +1,9 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -269,3 +271,30 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_copied(
     with pytest.raises(UserError, match=message):
         lora.load(gpt2, {name: value for name, value in changed.items() if value is not None})
     assert all(torch.equal(value, before[name]) for name, value in state(gpt2).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 0.0, 0.99])
+def test_the_mask_drops_with_the_given_probability_each_number_by_itself(dropout: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    mask = lora.keep_mask(torch.empty(801, 1003, dtype=dtype), dropout)
+    assert (mask.dtype, mask.shape) == (dtype, (801, 1003))
+    assert set(np.unique(mask.float().numpy()).tolist()) <= {0.0, 1.0}
+    kept, spread = mask.float(), 5 * math.sqrt(dropout * (1 - dropout) / mask.numel())
+    assert kept.mean().item() == pytest.approx(1 - dropout, abs=spread + 2**-16)
+    for phase in range(4):  # four come of one random word
+        assert kept.flatten()[phase::4].mean().item() == pytest.approx(1 - dropout, abs=2 * spread + 2**-16)
+    both = kept.flatten()[:-1] * kept.flatten()[1:]
+    assert both.mean().item() == pytest.approx((1 - dropout) ** 2, abs=2 * spread + 2**-15)
+
+
+def test_dropout_keeps_the_mean_of_the_product(gpt2: GPT2LMHeadModel) -> None:
+    torch.manual_seed(0)
+    injected(gpt2)
+    c_attn = layer(gpt2)
+    with torch.no_grad():
+        c_attn.lora_B.normal_()
+    x = torch.randn(1, c_attn.lora_A.shape[1])
+    without = c_attn.eval()(x)
+    c_attn.train().dropout = 0.25
+    torch.testing.assert_close(c_attn(x.expand(20000, -1)).mean(0), without[0], atol=0.1, rtol=0.05)

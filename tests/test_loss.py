@@ -1,3 +1,6 @@
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from lora_dist import loss
+from lora_dist import lora, loss
 from lora_dist.batches import TokenizedExamples, collate
+from lora_dist.config import BASELINE, IMPROVED, Settings
 from lora_dist.loss import LossHead, ReferenceLoss
 
 WIDTH, VOCABULARY, LABELS = 16, 50, 23
@@ -37,6 +41,16 @@ def test_sums_and_gradient_equal_torchs_cross_entropy_in_chunks_or_whole(
     (gradient,) = torch.autograd.grad(sums[0] / 7, hidden)
     (their_gradient,) = torch.autograd.grad(theirs / 7, hidden)
     torch.testing.assert_close(gradient, their_gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_beyond_the_labels_count_for_nothing() -> None:
+    weight, hidden, labels = data()
+    head = LossHead(weight, 0.1)
+    sums = head(hidden, labels[:9])
+    torch.testing.assert_close(sums, head(hidden[:9], labels[:9]))
+    (gradient,) = torch.autograd.grad(sums[0], hidden)
+    assert gradient[:9].any(1).all()
+    assert not gradient[9:].any()
 
 
 def test_the_same_without_a_gradient() -> None:
@@ -96,8 +110,8 @@ def ragged_examples() -> TokenizedExamples:
     return TokenizedExamples(ids, np.cumsum([0, *lengths]), np.array(prompts))
 
 
-def test_model_loss_is_transformers_mean_loss_times_the_labels(gpt2: GPT2LMHeadModel) -> None:
-    examples = ragged_examples()
+def padded(examples: TokenizedExamples) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, attention mask and labels (rows, length) as transformers takes them."""
     rows = [examples.ids[a:b].tolist() for a, b in zip(examples.starts[:-1], examples.starts[1:], strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
@@ -105,10 +119,16 @@ def test_model_loss_is_transformers_mean_loss_times_the_labels(gpt2: GPT2LMHeadM
     labels = ids.masked_fill(mask == 0, -100)
     for row, prompt in zip(labels, examples.prompt_lengths, strict=True):
         row[:prompt] = -100
+    return ids, mask, labels
+
+
+def test_model_loss_is_transformers_mean_loss_times_the_labels(gpt2: GPT2LMHeadModel) -> None:
+    examples = ragged_examples()
+    ids, mask, labels = padded(examples)
     theirs = gpt2(input_ids=ids, attention_mask=mask, labels=labels).loss * int((labels != -100).sum())
 
     batch = collate(examples, np.arange(5), pad_id=0)
-    sums = ReferenceLoss(gpt2.requires_grad_(False), 0.0)(batch.input_ids, batch.positions, batch.labels)
+    sums = ReferenceLoss(gpt2.requires_grad_(False), 0.0)(*batch.inputs())
     torch.testing.assert_close(sums, theirs.expand(2), rtol=1e-5, atol=1e-5)
 
 
@@ -118,10 +138,31 @@ def test_padding_and_batch_mates_never_change_the_loss(gpt2: GPT2LMHeadModel) ->
 
     def sums(indices: list[int], pad_id: int) -> Tensor:
         batch = collate(examples, np.array(indices, dtype=np.int64), pad_id)
-        found: Tensor = module(batch.input_ids, batch.positions, batch.labels)
+        found: Tensor = module(*batch.inputs())
         return found
 
     alone = torch.stack([sums([index], 0) for index in range(5)]).sum(0)
     for pad_id in (0, 299):
         torch.testing.assert_close(sums([3, 0, 2, 4, 1], pad_id), alone, rtol=1e-5, atol=1e-5)
     assert sums([], 0).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("preset", [BASELINE, IMPROVED], ids=["baseline", "improved"])
+def test_loss_and_gradients_are_those_of_a_plain_implementation(gpt2: GPT2LMHeadModel, preset: Settings) -> None:
+    """The same from transformers' padded forward pass, all logits, and torch's cross-entropy, in fp64."""
+    lora.inject(gpt2, replace(preset.lora, dropout=0.0), seed=1)
+    adapter = list(lora.parameters(gpt2).values())
+    with torch.no_grad():
+        for parameter in adapter:
+            parameter.normal_(std=0.1)
+    ids, mask, labels = padded(examples := ragged_examples())
+    exact = copy.deepcopy(gpt2).double()
+    logits = exact(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    plain = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=0.1, reduction="sum")
+    wanted = torch.autograd.grad(plain, list(lora.parameters(exact).values()))
+
+    batch = collate(examples, np.arange(5), pad_id=0)
+    sums = ReferenceLoss(gpt2, 0.1)(*batch.inputs())
+    torch.testing.assert_close(sums[0].double(), plain, rtol=1e-6, atol=0)
+    for found, expected_gradient in zip(torch.autograd.grad(sums[0], adapter), wanted, strict=True):
+        assert (found - expected_gradient).norm() <= 2e-6 * expected_gradient.norm()

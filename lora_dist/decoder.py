@@ -1,0 +1,100 @@
+"""GPT-2 one token at a time, for several continuations (beams) of each of several prompts.
+
+The prompt is computed once and seen by all its beams. What the beams add goes to one buffer, behind the prompt, in the
+order in which it comes, and is never moved: a beam that changes its parent only changes which entries it may look at.
+Attention then is one product of a prompt's beams with all entries of that prompt, under a mask of ancestry.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from lora_dist.gpt2 import run_body
+
+
+class Decoder:
+    """The state of some prompts and of the beams that go on from them."""
+
+    def __init__(
+        self, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], beams: int, max_new_tokens: int
+    ) -> None:
+        """Compute the prompts; `logits` (prompts, vocabulary) are then those of the first new token.
+
+        Args:
+            model: a plain GPT-2 in evaluation mode.
+            prompts: token ids, each at least one.
+            beams: continuations of each prompt.
+            max_new_tokens: how often `step` may be called.
+        """
+        self._model, self._beams = model, beams
+        device, config = model.device, model.config
+        self._heads = config.n_head
+        lengths = [len(prompt) for prompt in prompts]
+        # Padding stands between the prompt and its continuations; the mask hides it.
+        width = max(lengths)
+        ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
+        self._lengths = torch.tensor(lengths, device=device)
+        self._filled = 0
+        # Room for all that may come, on a CPU taken from the system only as far as it is used.
+        room = width + beams * max_new_tokens
+        shape = (config.n_layer, 2, len(prompts), self._heads, room, config.n_embd // self._heads)
+        self._cache = torch.empty(shape, dtype=model.dtype, device=device)
+        self._visible = torch.zeros(len(prompts), beams, room, dtype=torch.bool, device=device)
+        self._visible[:, :, :width] = (torch.arange(width, device=device) < self._lengths[:, None])[:, None]
+        self._prompt_width = width
+        positions = torch.arange(width, device=device).expand_as(ids)
+        last = torch.arange(len(prompts), device=device) * width + self._lengths - 1
+        self.logits = self._logits(ids, positions, None, last)
+
+    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Add one token to each beam; the logits of the next one: (prompts, beams, vocabulary).
+
+        Args:
+            tokens: the tokens added: (prompts, beams).
+            parents: the beams, as they were before, that they are added to: (prompts, beams).
+        """
+        start, stop = self._filled, self._filled + self._beams
+        suffix = self._visible[:, :, self._prompt_width : start]
+        self._visible[:, :, self._prompt_width : start] = suffix.gather(1, parents[..., None].expand_as(suffix))
+        self._visible[:, :, start:stop] = torch.eye(self._beams, dtype=torch.bool, device=tokens.device)
+        done = (start - self._prompt_width) // self._beams
+        positions = (self._lengths + done)[:, None].expand_as(tokens)
+        mask = torch.zeros((), dtype=self._cache.dtype, device=tokens.device).where(
+            self._visible[:, None, :, :stop], -torch.inf
+        )
+        return self._logits(tokens, positions, mask, None).view(*tokens.shape, -1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all prompts but `rows` (kept,), which are sorted."""
+        used = self._cache[:, :, rows, :, : self._filled]
+        self._cache = self._cache[:, :, : len(rows)]
+        self._cache[:, :, :, :, : self._filled] = used
+        self._visible, self._lengths = self._visible[rows], self._lengths[rows]
+
+    def _logits(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, wanted: Tensor | None) -> Tensor:
+        """Logits (wanted, vocabulary) after new tokens (prompts, n), whose keys and values go to the cache.
+
+        Args:
+            tokens: ids: (prompts, n).
+            positions: which position each of them has: (prompts, n).
+            mask: 0 or -inf, added to the scores of the entries that each may look at: (prompts, 1, n, entries); None is
+                causal.
+            wanted: indices among the prompts * n tokens; None is all.
+        """
+        prompts, count = tokens.shape
+        start, stop = self._filled, self._filled + count
+
+        def attend(layer: int, fused: Tensor) -> Tensor:
+            query, key, value = fused.view(prompts, count, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+            keys, values = self._cache[layer, :, :, :, :stop]
+            keys[:, :, start:], values[:, :, start:] = key, value
+            mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=mask is None)
+            return mixed.transpose(1, 2).reshape(prompts * count, -1)
+
+        hidden = run_body(self._model.transformer, tokens.flatten(), positions.flatten(), attend, wanted)
+        self._filled = stop
+        logits: Tensor = self._model.lm_head(hidden)
+        return logits

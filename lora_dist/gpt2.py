@@ -1,0 +1,111 @@
+"""The forward pass of GPT-2's body over tokens laid end to end, without padding; training and decoding share it.
+
+Everything but attention works on single tokens, so rows of different lengths need no padding there. The layers are
+transformers' own modules (so ZeRO-3 finds its hooks, and LoRA is injected in them); the order of the calls is ours.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import GPT2Model
+
+
+def run_body(
+    body: GPT2Model,
+    tokens: Tensor,
+    positions: Tensor,
+    attend: Callable[[int, Tensor], Tensor],
+    wanted: Tensor | None = None,
+) -> Tensor:
+    """The last hidden state of the `wanted` tokens: (wanted, width).
+
+    Args:
+        body: GPT-2 without its output projection.
+        tokens: ids: (tokens,).
+        positions: which position each has in its text: (tokens,).
+        attend: mixes queries, keys and values (tokens, 3 width) of a layer, given by number, to (tokens, width).
+        wanted: indices of the tokens whose result is needed; the last layer computes no more. None is all of them.
+    """
+    hidden = body.drop(body.wte(tokens) + body.wpe(positions))
+    for number, block in enumerate(body.h):
+        mixed = attend(number, block.attn.c_attn(block.ln_1(hidden)))
+        if wanted is not None and number == len(body.h) - 1:
+            hidden, mixed = select(hidden, wanted), select(mixed, wanted)
+        hidden = hidden + block.attn.resid_dropout(block.attn.c_proj(mixed))
+        hidden = hidden + block.mlp(block.ln_2(hidden))
+    last: Tensor = body.ln_f(hidden)
+    return last
+
+
+def causal_attention(fused: Tensor, heads: int, dropout: float) -> Tensor:
+    """Attention of each token to itself and those before it in its row: (rows, length, width).
+
+    Args:
+        fused: queries, keys and values: (rows, length, 3 width).
+        heads: attention heads.
+        dropout: probability of dropping an attention weight.
+    """
+    rows, length, _ = fused.shape
+    query, key, value = fused.view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    if fused.device.type != "cpu":
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
+    else:
+        # torch's fused kernel takes five times as long as this on a CPU, forward and backward at E2E's lengths.
+        scores = query @ key.transpose(2, 3) * (1 / math.sqrt(query.shape[-1]))
+        ahead = torch.ones(length, length, dtype=torch.bool).triu(1)
+        weights = (scores + torch.zeros_like(scores[0, 0]).masked_fill_(ahead, -torch.inf)).softmax(-1)
+        mixed = (F.dropout(weights, dropout) if dropout else weights) @ value
+    return mixed.transpose(1, 2).reshape(rows, length, -1)
+
+
+def select(values: Tensor, indices: Tensor) -> Tensor:
+    """Rows `indices` (n,) of `values` (rows, width), no row twice: (n, width)."""
+    chosen: Tensor = _Select.apply(values, indices)  # type: ignore[no-untyped-call]
+    return chosen
+
+
+def spread(values: Tensor, indices: Tensor, rows: int) -> Tensor:
+    """The inverse of `select`: zeros (rows, width) with `values` (n, width) at rows `indices` (n,)."""
+    spreaded: Tensor = _Spread.apply(values, indices, rows)  # type: ignore[no-untyped-call]
+    return spreaded
+
+
+class _Select(torch.autograd.Function):
+    """As no row comes twice, its gradient is a copy: neither a sum in any order nor one that needs atomics."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.rows = len(values)
+        return values.index_select(0, indices)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.rows, gradient.shape[1]).index_copy_(0, indices, gradient), None
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, indices: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(indices)
+        return values.new_zeros(rows, values.shape[1]).index_copy_(0, indices, values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (indices,) = ctx.saved_tensors
+        return gradient.index_select(0, indices), None, None
+
+
+def fuse_activation(body: GPT2Model) -> None:
+    """Let GELU's tanh form run as one kernel, in place of the six of transformers' `gelu_new`; the same function."""
+    for block in body.h:
+        if type(block.mlp.act).__name__ == "NewGELUActivation":
+            block.mlp.act = nn.GELU(approximate="tanh").train(body.training)
