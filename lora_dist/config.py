@@ -194,14 +194,29 @@ class DecodeSettings:
     """Longest sentence, in tokens."""
     precision: Precision = "fp32"
     """Number format of the weights while decoding."""
-    batch_size: int = 16
-    """Meaning representations decoded together."""
+    num_return: int = 1
+    """Sentences to keep of each meaning representation, best first; outputs.jsonl lists those after the first."""
+    batch_tokens: int | None = None
+    """Tokens in memory together, the prompt's and those of all its beams, for the meaning representations of one
+    batch; None takes what suits the device and fits into a quarter of its free memory."""
     limit: int | None = None
     """Decode the first N meaning representations of the test set only; None decodes all 630."""
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "max_new_tokens", "batch_size"):
+        for name in ("num_beams", "max_new_tokens", "num_return"):
             _check(getattr(self, name) >= 1, _flag("decode", name), getattr(self, name), "give at least 1")
+        _check(
+            self.num_return <= self.num_beams,
+            "--decode.num-return",
+            self.num_return,
+            f"give at most --decode.num-beams, {self.num_beams}",
+        )
+        _check(
+            self.batch_tokens is None or self.batch_tokens >= 1,
+            "--decode.batch-tokens",
+            self.batch_tokens,
+            "give at least 1",
+        )
         _check(math.isfinite(self.length_penalty), "--decode.length-penalty", self.length_penalty, "give a number")
         _check(
             self.no_repeat_ngram_size >= 0,

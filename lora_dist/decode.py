@@ -6,6 +6,7 @@ chunks they take. Each finished chunk goes to a ledger at once, and a restart sk
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,11 +19,19 @@ from transformers import GPT2LMHeadModel
 from lora_dist.batches import encode_prompts
 from lora_dist.beam import Sentence, beam_search
 from lora_dist.config import DecodeSettings, ModelSettings, Settings, UserError, to_json
-from lora_dist.distributed import World, barrier, first_on_node, gather_by_index, on_main
+from lora_dist.device import free_memory
+from lora_dist.distributed import SharedCounter, World, barrier, first_on_node, gather_by_index, on_main
 from lora_dist.e2e import fingerprint, format_outputs, format_references, group_by_mr, is_official, load_split, one_line
 from lora_dist.lora import fold
 from lora_dist.model import ADAPTER_WEIGHTS, DTYPES, base_fingerprint, load_adapter, load_base, load_tokenizer
 from lora_dist.run_dir import RunDir, versions, write_json, write_jsonl, write_text
+
+Found = list[tuple[str, float]]
+"""The sentences of one meaning representation with their scores, best first."""
+
+CPU_BATCH_TOKENS = 2**14
+GPU_BATCH_TOKENS = 2**16
+"""Tokens of a batch beyond which it decodes no faster."""
 
 
 def decode(settings: Settings, run: RunDir, world: World) -> None:
@@ -49,14 +58,21 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
     sentences = gather_by_index(world, found, len(groups))
     if world.is_main:
         rows = [
-            {"index": index, "mr": group.mr, "text": text, "score": score}
-            for index, (group, (text, score)) in enumerate(zip(groups, sentences, strict=True))
+            {"index": index, "mr": group.mr, **_row(found)}
+            for index, (group, found) in enumerate(zip(groups, sentences, strict=True))
         ]
         write_text(run.references_text, format_references(groups))
-        write_text(run.outputs_text, format_outputs([row["text"] for row in rows]))  # type: ignore[misc]
+        write_text(run.outputs_text, format_outputs([row["text"] for row in rows]))
         write_json(run.decode_signature, signature)
         write_jsonl(run.outputs, rows)
     barrier(world)
+
+
+def _row(sentences: Found) -> dict[str, Any]:
+    """The best sentence and, where more were asked for, those after it."""
+    (text, score), *others = sentences
+    more = {"alternatives": [{"text": text, "score": score} for text, score in others]} if others else {}
+    return {"text": text, "score": score, **more}
 
 
 def generate(settings: Settings, adapter: Path, device: torch.device, mrs: Sequence[str]) -> list[str]:
@@ -93,46 +109,74 @@ def to_text(tokenizer: Any, sentence: Sentence) -> str:
     return one_line(text)
 
 
-def chunks(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Indices in chunks of like prompt length (tokens), longest first, the same for every world size."""
+def chunks(lengths: Sequence[int], new_tokens: int, batch_tokens: int) -> list[list[int]]:
+    """Indices in chunks of like prompt length, longest first, the same for every world size.
+
+    Args:
+        lengths: tokens of each prompt.
+        new_tokens: tokens that its beams may add.
+        batch_tokens: most tokens of a chunk that has more than one prompt.
+    """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    found: list[list[int]] = []
+    while order:
+        size = max(1, batch_tokens // (lengths[order[0]] + new_tokens))
+        found.append(order[:size])
+        order = order[size:]
+    return found
+
+
+def batch_tokens(model: GPT2LMHeadModel, settings: DecodeSettings, processes: int) -> int:
+    """The most tokens of a chunk: as set, or what suits the device and fits into a quarter of its free memory.
+
+    A power of two, so that a little more or less of free memory gives the same chunks, and with them the same bytes.
+    """
+    if settings.batch_tokens is not None:
+        return settings.batch_tokens
+    on_gpu = model.device.type == "cuda"
+    bytes_a_token = 2 * model.config.n_layer * model.config.n_embd * model.dtype.itemsize
+    fitting = int(free_memory(model.device) // 4 // bytes_a_token // (1 if on_gpu else processes))
+    return min(GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS, 1 << max(0, fitting.bit_length() - 1))
 
 
 def _decode_share(
     prompts: Sequence[Sequence[int]],
-    done: dict[int, tuple[str, float]],
+    done: dict[int, Found],
     model: GPT2LMHeadModel,
     tokenizer: Any,
     settings: DecodeSettings,
     run: RunDir,
     world: World,
-) -> dict[int, tuple[str, float]]:
-    """This rank's sentences and scores by index: what the ledger had, on rank 0, and the chunks it decodes now."""
+) -> dict[int, Found]:
+    """This rank's sentences by index: what the ledger had, on rank 0, and the chunks it decodes now.
+
+    Each rank takes the next chunk when it is free, so a slow one does not hold the others.
+    """
     found = dict(done) if world.is_main else {}
-    todo = [chunk for chunk in chunks([len(p) for p in prompts], settings.batch_size) if not done.keys() >= set(chunk)]
-    mine = todo[world.rank :: world.size]
-    bar = tqdm(
-        total=sum(map(len, mine)),
-        desc="decode" if world.size == 1 else f"decode (share of rank 0 of {world.size})",
-        unit="sentence",
-        disable=not world.is_main,
-        dynamic_ncols=True,
-    )
+    size = on_main(world, lambda: batch_tokens(model, settings, world.size))
+    new_tokens = settings.num_beams * settings.max_new_tokens
+    todo = [chunk for chunk in chunks([len(p) for p in prompts], new_tokens, size) if not done.keys() >= set(chunk)]
+    started, finished = SharedCounter(world), SharedCounter(world)
+    total = sum(map(len, todo))
+    bar = tqdm(total=total, desc="decode", unit="sentence", disable=not world.is_main, dynamic_ncols=True)
     with bar, run.ledger(world.rank).open("a", encoding="utf-8") as ledger:
-        for chunk in mine:
-            sentences = beam_search(model, [prompts[i] for i in chunk], settings, tokenizer.eos_token_id)
-            for index, (best, *_) in zip(chunk, sentences, strict=True):
-                row = (to_text(tokenizer, best), best.score)
+        while (number := started.add(1) - 1) < len(todo):
+            chunk = todo[number]
+            searched = beam_search(model, [prompts[i] for i in chunk], settings, tokenizer.eos_token_id)
+            for index, sentences in zip(chunk, searched, strict=True):
                 if index not in done:
-                    found[index] = row
-                    ledger.write(json.dumps([index, *row], ensure_ascii=False) + "\n")
+                    best = sentences[: settings.num_return]
+                    found[index] = [(to_text(tokenizer, sentence), sentence.score) for sentence in best]
+                    ledger.write(json.dumps([index, found[index]], ensure_ascii=False) + "\n")
             ledger.flush()
-            bar.update(len(chunk))
+            bar.update(finished.add(len(chunk)) - bar.n)
+        while world.is_main and finished.add(0) < total:  # the others' last chunks
+            time.sleep(0.2)
+            bar.update(finished.add(0) - bar.n)
     return found
 
 
-def _open_ledger(run: RunDir, signature: dict[str, Any]) -> dict[int, tuple[str, float]]:
+def _open_ledger(run: RunDir, signature: dict[str, Any]) -> dict[int, Found]:
     """What earlier ranks, of any world size, have decoded under this very signature; ledgers of others are removed."""
     folder = run.ledger(0).parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,10 +185,10 @@ def _open_ledger(run: RunDir, signature: dict[str, Any]) -> dict[int, tuple[str,
         for file in (*folder.glob("rank-*.jsonl"), run.outputs, run.outputs_text, run.decode_signature, run.scores):
             file.unlink(missing_ok=True)  # scores and texts of other settings would not belong to what comes now
         write_text(head, json.dumps(signature))
-    done: dict[int, tuple[str, float]] = {}
+    done: dict[int, Found] = {}
     for file in sorted(folder.glob("rank-*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):  # a kill may have cut a line short
-                index, text, score = json.loads(line)
-                done.setdefault(index, (text, score))
+                index, sentences = json.loads(line)
+                done.setdefault(index, [(text, score) for text, score in sentences])
     return done

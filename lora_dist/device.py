@@ -3,6 +3,7 @@
 import os
 import sys
 
+import psutil
 import torch
 
 from lora_dist.config import Precision, UserError
@@ -69,3 +70,8 @@ def compute_precision(device: torch.device) -> Precision:
     if device.type == "cpu":
         return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
     return "fp32"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory that are free where `device` computes."""
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)

@@ -15,11 +15,13 @@ from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor
+from torch.distributed import distributed_c10d as distributed
 
 from lora_dist.config import Precision, UserError
 from lora_dist.device import choose_device, compute_precision
@@ -228,6 +230,25 @@ def gather_by_index(world: World, items: Mapping[int, T], total: int) -> list[T]
             f"{len(missing)} missing {missing[:5]}, {len(found.keys() - set(range(total)))} unknown"
         )
     return [found[index] for index in range(total)]
+
+
+class SharedCounter:
+    """A number that the ranks count up together, without waiting for each other."""
+
+    def __init__(self, world: World) -> None:
+        """Start at 0; every rank has to call it."""
+        self._value = 0
+        self._store: distributed.Store | None = None
+        if world.size > 1:
+            name = on_main(world, lambda: uuid4().hex)
+            self._store = distributed.PrefixStore(name, distributed._get_default_store())
+
+    def add(self, amount: int) -> int:
+        """Add `amount`; the number after that."""
+        if self._store is not None:
+            return int(self._store.add("value", amount))
+        self._value += amount
+        return self._value
 
 
 def sum_over_ranks(world: World, values: Tensor) -> Tensor:

@@ -54,7 +54,9 @@ REFUSED: list[tuple[Callable[[], object], str, str]] = [
     (lambda: DecodeSettings(length_penalty=math.nan), "--decode.length-penalty", "nan"),
     (lambda: DecodeSettings(no_repeat_ngram_size=-1), "--decode.no-repeat-ngram-size", "-1"),
     (lambda: DecodeSettings(max_new_tokens=0), "--decode.max-new-tokens", "0"),
-    (lambda: DecodeSettings(batch_size=0), "--decode.batch-size", "0"),
+    (lambda: DecodeSettings(batch_tokens=0), "--decode.batch-tokens", "0"),
+    (lambda: DecodeSettings(num_return=0), "--decode.num-return", "0"),
+    (lambda: DecodeSettings(num_beams=4, num_return=5), "--decode.num-return", "5"),
     (lambda: DecodeSettings(limit=0), "--decode.limit", "0"),
 ]
 

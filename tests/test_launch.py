@@ -123,7 +123,8 @@ def test_run_in_two_processes_leaves_every_file_and_decodes_the_same_bytes_as_on
     tiny_gpt2: Path, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    settings = ["--decode.num-beams", 3, "--decode.max-new-tokens", 12, "--decode.batch-size", 4, "--decode.limit", 11]
+    settings = ["--decode.num-beams", 3, "--decode.max-new-tokens", 12, "--decode.batch-tokens", 250]
+    settings += ["--decode.num-return", 2, "--decode.limit", 11]
     lora_dist("run", *recipe(tiny_gpt2, corpus), *settings, "--out", out, launcher=launcher("ddp.yaml"))
     names = ["config.json", "metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"]
     names += ["checkpoints/step-000006/COMPLETE", "decode/outputs.jsonl", "decode/outputs.txt", "decode/references.txt"]
@@ -132,8 +133,10 @@ def test_run_in_two_processes_leaves_every_file_and_decodes_the_same_bytes_as_on
     scores = json.loads((out / "scores.json").read_text())
     assert list(scores) == ["BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr", "signature"]
     two = (out / "decode" / "outputs.jsonl").read_bytes()
-    assert [json.loads(line)["index"] for line in two.splitlines()] == list(range(11))
-    for processes in (1, 3):
+    rows = [json.loads(line) for line in two.splitlines()]
+    assert [row["index"] for row in rows] == list(range(11))
+    assert all(row["score"] >= other["score"] for row in rows for other in row["alternatives"])
+    for processes in (1, 3, 7):
         for file in (out / "decode" / "ledger").iterdir():
             file.unlink()
         start = launcher("ddp.yaml", processes) if processes > 1 else ()
