@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import Positional
 
 from lora_dist.config import BASELINE, IMPROVED, DataSettings, DecodeSettings, ModelSettings, Settings, UserError
-from lora_dist.run_dir import RunDir, write_json
+from lora_dist.run_dir import RunDir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +82,15 @@ class ScoreCommand:
     """The five metrics of the E2E NLG Challenge, as its official script computes them."""
 
     references: Positional[Path]
-    """Human references: text with a blank line between two groups, TSV or CSV."""
+    """Human references: text with an empty line between two instances, or a .tsv or .csv with the columns mr, ref."""
     outputs: Positional[Path]
-    """One output a line, or TSV or CSV, in the order of the groups."""
+    """Outputs in the same order: text with one a line, or a .tsv or .csv with the columns mr, output."""
     mteval: Literal["perl", "python"] = "perl"
     """Which of the official script's two programs for BLEU and NIST: its default, or that of its -p option."""
     json: bool = False
     """Print the scores as a JSON object."""
+    sentence_level: Path | None = None
+    """Also write the scores of each instance to this file, as tab-separated text."""
     save: Path | None = None
     """Also write that object to this file, such as RUN/scores.json."""
 
@@ -177,13 +179,14 @@ def decode(argv: Sequence[str]) -> int:
 
 def score(argv: Sequence[str]) -> int:
     """The five official metrics of any outputs: score REFERENCES OUTPUTS."""
-    from lora_dist.scoring import score_files, table
+    from lora_dist.scoring import save_text, score_files, table
 
     command = tyro.cli(ScoreCommand, prog="lora-dist score", args=argv)
-    scores = score_files(command.references, command.outputs, command.mteval)
+    scores = score_files(command.references, command.outputs, command.mteval, sentence_level=command.sentence_level)
+    text = json.dumps(scores, indent=2)
     if command.save is not None:
-        write_json(command.save, scores)
-    print(json.dumps(scores, indent=2) if command.json else table(scores))
+        save_text(command.save, text + "\n")
+    print(text if command.json else table(scores))
     return 0
 
 

@@ -34,8 +34,17 @@ class _Row(NamedTuple):
     text: str
 
 
-def read_pair(references: Path, outputs: Path) -> tuple[list[list[str]], list[str]]:
-    """The references of each output and the outputs, which are what the script scores for these two files.
+class Instances(NamedTuple):
+    """What is to be scored: three lists with one entry an instance."""
+
+    references: list[list[str]]
+    outputs: list[str]
+    sources: list[str]
+    """Of the outputs' table, else of the references' table; empty texts if both files are plain text."""
+
+
+def read_pair(references: Path, outputs: Path) -> Instances:
+    """The references of each output, and the outputs: what the script scores for these two files.
 
     If both are tables, each output gets all references with its source, wherever they stand; otherwise the files go
     together in order.
@@ -51,10 +60,12 @@ def read_pair(references: Path, outputs: Path) -> tuple[list[list[str]], list[st
         for row in rows:
             if row.source not in by_source:
                 raise UserError(f"{outputs}, line {row.line}: {references} has no reference for {row.source!r}")
-        return [by_source[row.source] for row in rows], [row.text for row in rows]
-    groups = _read_groups(references)
-    _check_lengths(references, groups, outputs, rows)
-    return [[row.text for row in group] for group in groups], [row.text for row in rows]
+        groups = [by_source[row.source] for row in rows]
+        return Instances(groups, [row.text for row in rows], [row.source for row in rows])
+    read = _read_groups(references)
+    _check_lengths(references, read, outputs, rows)
+    sources = [row.source or group[0].source for row, group in zip(rows, read, strict=True)]
+    return Instances([[row.text for row in group] for group in read], [row.text for row in rows], sources)
 
 
 def read_references(path: Path) -> list[list[str]]:

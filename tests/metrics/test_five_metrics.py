@@ -32,7 +32,7 @@ OUTPUTS = [
 def golden(
     request: pytest.FixtureRequest,
 ) -> Golden:
-    references, outputs = files.read_pair(GOLDEN / f"{request.param}.refs.txt", GOLDEN / f"{request.param}.sys.txt")
+    references, outputs, _ = files.read_pair(GOLDEN / f"{request.param}.refs.txt", GOLDEN / f"{request.param}.sys.txt")
     expected = json.loads((GOLDEN / "scores.json").read_text())[request.param]
     return expected, metrics.measure(references, outputs), mteval.statistics(references, outputs, "python")
 
