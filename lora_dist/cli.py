@@ -91,6 +91,10 @@ class ScoreCommand:
     """Print the scores as a JSON object."""
     sentence_level: Path | None = None
     """Also write the scores of each instance to this file, as tab-separated text."""
+    bootstrap: int | None = None
+    """Add 95 % intervals from so many resamples of the instances, such as 1000."""
+    against: Path | None = None
+    """Another system's outputs: add a paired test of the differences (needs --bootstrap)."""
     save: Path | None = None
     """Also write that object to this file, such as RUN/scores.json."""
 
@@ -182,7 +186,14 @@ def score(argv: Sequence[str]) -> int:
     from lora_dist.scoring import save_text, score_files, table
 
     command = tyro.cli(ScoreCommand, prog="lora-dist score", args=argv)
-    scores = score_files(command.references, command.outputs, command.mteval, sentence_level=command.sentence_level)
+    scores = score_files(
+        command.references,
+        command.outputs,
+        command.mteval,
+        sentence_level=command.sentence_level,
+        resamples=command.bootstrap,
+        against=command.against,
+    )
     text = json.dumps(scores, indent=2)
     if command.save is not None:
         save_text(command.save, text + "\n")

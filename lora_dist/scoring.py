@@ -7,40 +7,88 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lora_dist import metrics
 from lora_dist.config import UserError
 from lora_dist.e2e import one_line
+from lora_dist.metrics import bootstrap
 from lora_dist.metrics.files import Instances, read_pair
 from lora_dist.metrics.mteval import Variant
 from lora_dist.metrics.sentences import sentence_scores
 from lora_dist.run_dir import RunDir, read_json, write_json, write_text
 
+SEED = 0
+"""Of the bootstrap: it draws the same instances for everyone."""
+
 
 def score_files(
-    references: Path, outputs: Path, variant: Variant = "perl", *, sentence_level: Path | None = None
+    references: Path,
+    outputs: Path,
+    variant: Variant = "perl",
+    *,
+    sentence_level: Path | None = None,
+    resamples: int | None = None,
+    against: Path | None = None,
 ) -> dict[str, Any]:
-    """The object of scores.json: the five scores to 6 decimals, and their signature.
+    """The object of scores.json: the five scores to 6 decimals, what else was asked for, and the signature.
 
     Args:
         references: Human references, in any format of `metrics.files`.
         outputs: The outputs, likewise.
         variant: Of BLEU and NIST.
         sentence_level: Also write the scores of each instance to this file (see `metrics.sentences`).
+        resamples: Adds `bootstrap`: 95 % intervals from so many resamples (see `metrics.bootstrap`).
+        against: Adds `against`: the scores less those of these outputs of another system, with 95 % intervals and the
+            p-values of a paired test; needs `resamples`.
 
     Raises:
-        UserError: if a file cannot be read or written, the files do not fit together, or there is no Java.
+        UserError: if a file cannot be read or written, the files do not fit together, there are too few resamples, or
+            there is no Java.
     """
+    if resamples is None and against is not None:
+        raise UserError(f"--against {against} needs to know how often to resample: add --bootstrap 1000")
+    if resamples is not None and resamples < bootstrap.LEAST_RESAMPLES:
+        raise UserError(f"--bootstrap {resamples} is too few for 95 % intervals: give 1000")
     instances = read_pair(references, outputs)
+    other = None if against is None else _other_outputs(instances, references, against)
     measured = metrics.measure(instances.references, instances.outputs, variant)
-    scores: dict[str, Any] = {name: round(value, 6) for name, value in measured.scores().items()}
+    scores: dict[str, Any] = _rounded(measured.scores())
     if sentence_level is not None:
         columns = sentence_scores(instances.references, instances.outputs, measured)
         save_text(sentence_level, sentence_table(instances, columns))
+    if resamples is not None:
+        samples = bootstrap.resampled_scores(measured, resamples, SEED)
+        scores["bootstrap"] = {"resamples": resamples, "seed": SEED, **_rounded(bootstrap.intervals(samples))}
+        if against is not None and other is not None:
+            others = metrics.measure(other.references, other.outputs, variant)
+            compared = _compare(measured, others, samples)
+            scores["against"] = {"outputs": _sha256(against), **compared}
     files = {"references": _sha256(references), "outputs": _sha256(outputs)}
     scores["signature"] = {**metrics.signature(variant), **files}
     return scores
+
+
+def _other_outputs(instances: Instances, references: Path, against: Path) -> Instances:
+    """Another system's outputs for the same instances."""
+    other = read_pair(references, against)
+    if other.references != instances.references:
+        raise UserError(f"{against} has its outputs in another order than the outputs it is compared with: sort it")
+    return other
+
+
+def _compare(
+    measured: metrics.Measurements, others: metrics.Measurements, samples: NDArray[np.float64]
+) -> dict[str, dict[str, Any]]:
+    """For each metric what `measured` has more than `others`, its 95 % interval and p-value."""
+    differences = np.subtract(list(measured.scores().values()), list(others.scores().values()))
+    pairs = samples - bootstrap.resampled_scores(others, len(samples), SEED)
+    return {
+        "difference": _rounded(dict(zip(metrics.METRICS, differences.tolist(), strict=True))),
+        "interval": _rounded(bootstrap.intervals(pairs)),
+        "p": _rounded(bootstrap.p_values(differences, pairs)),
+    }
 
 
 def score_run(run: RunDir) -> dict[str, Any]:
@@ -52,10 +100,24 @@ def score_run(run: RunDir) -> dict[str, Any]:
 
 
 def table(scores: Mapping[str, Any]) -> str:
-    """The scores for a terminal, and below them what computed them."""
+    """The scores for a terminal, with their intervals where there are some, and below them what computed them."""
     lines = [f"{name:<8} {scores[name]:8.4f}" for name in metrics.METRICS]
+    if intervals := scores.get("bootstrap"):
+        lines = [f"{line}  [{low:.4f}, {high:.4f}]" for line, (low, high) in zip(lines, _each(intervals), strict=True)]
+    if against := scores.get("against"):
+        rows = zip(
+            metrics.METRICS, *map(_each, (against["difference"], against["interval"], against["p"])), strict=True
+        )
+        lines.append("less the other outputs' scores, and p of a paired one-sided test:")
+        lines += [
+            f"{name:<8} {more:+8.4f}  [{low:+.4f}, {high:+.4f}]  p {p:.4f}" for name, more, (low, high), p in rows
+        ]
     notes = [f"  {key}: {value}" for key, value in scores["signature"].items() if key != "decode"]
     return "\n".join([*lines, *notes])
+
+
+def _each(values: Mapping[str, Any]) -> list[Any]:
+    return [values[name] for name in metrics.METRICS]
 
 
 def sentence_table(instances: Instances, columns: Mapping[str, NDArray[Any]]) -> str:
@@ -82,6 +144,11 @@ def save_text(path: Path, text: str) -> None:
         write_text(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): name another file") from error
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """To 6 decimals: numbers and lists of numbers."""
+    return {name: np.round(value, 6).tolist() for name, value in values.items()}
 
 
 def _sha256(path: Path) -> str:
