@@ -89,6 +89,8 @@ class ScoreCommand:
     """Which of the official script's two programs for BLEU and NIST: its default, or that of its -p option."""
     json: bool = False
     """Print the scores as a JSON object."""
+    mrs: Path | None = None
+    """Meaning representations, one a line or in the column mr of a .tsv or .csv: add the slot error rate."""
     sentence_level: Path | None = None
     """Also write the scores of each instance to this file, as tab-separated text."""
     bootstrap: int | None = None
@@ -183,6 +185,7 @@ def decode(argv: Sequence[str]) -> int:
 
 def score(argv: Sequence[str]) -> int:
     """The five official metrics of any outputs: score REFERENCES OUTPUTS."""
+    from lora_dist.metrics.files import read_sources
     from lora_dist.scoring import save_text, score_files, table
 
     command = tyro.cli(ScoreCommand, prog="lora-dist score", args=argv)
@@ -190,6 +193,7 @@ def score(argv: Sequence[str]) -> int:
         command.references,
         command.outputs,
         command.mteval,
+        mrs=None if command.mrs is None else read_sources(command.mrs),
         sentence_level=command.sentence_level,
         resamples=command.bootstrap,
         against=command.against,

@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ from numpy.typing import NDArray
 
 from lora_dist import metrics
 from lora_dist.config import UserError
-from lora_dist.e2e import one_line
+from lora_dist.e2e import one_line, parse_mr
 from lora_dist.metrics import bootstrap
 from lora_dist.metrics.files import Instances, read_pair
 from lora_dist.metrics.mteval import Variant
 from lora_dist.metrics.sentences import sentence_scores
+from lora_dist.metrics.slots import count_errors
 from lora_dist.run_dir import RunDir, read_json, write_json, write_text
 
 SEED = 0
@@ -28,6 +31,7 @@ def score_files(
     outputs: Path,
     variant: Variant = "perl",
     *,
+    mrs: Sequence[str] | None = None,
     sentence_level: Path | None = None,
     resamples: int | None = None,
     against: Path | None = None,
@@ -38,6 +42,7 @@ def score_files(
         references: Human references, in any format of `metrics.files`.
         outputs: The outputs, likewise.
         variant: Of BLEU and NIST.
+        mrs: Adds `slot_error_rate`, of the outputs for these meaning representations (see `metrics.slots`).
         sentence_level: Also write the scores of each instance to this file (see `metrics.sentences`).
         resamples: Adds `bootstrap`: 95 % intervals from so many resamples (see `metrics.bootstrap`).
         against: Adds `against`: the scores less those of these outputs of another system, with 95 % intervals and the
@@ -53,6 +58,7 @@ def score_files(
         raise UserError(f"--bootstrap {resamples} is too few for 95 % intervals: give 1000")
     instances = read_pair(references, outputs)
     other = None if against is None else _other_outputs(instances, references, against)
+    slot_errors = None if mrs is None else _slot_errors(mrs, instances.outputs)
     measured = metrics.measure(instances.references, instances.outputs, variant)
     scores: dict[str, Any] = _rounded(measured.scores())
     if sentence_level is not None:
@@ -65,6 +71,8 @@ def score_files(
             others = metrics.measure(other.references, other.outputs, variant)
             compared = _compare(measured, others, samples)
             scores["against"] = {"outputs": _sha256(against), **compared}
+    if slot_errors is not None:
+        scores["slot_error_rate"] = slot_errors
     files = {"references": _sha256(references), "outputs": _sha256(outputs)}
     scores["signature"] = {**metrics.signature(variant), **files}
     return scores
@@ -76,6 +84,14 @@ def _other_outputs(instances: Instances, references: Path, against: Path) -> Ins
     if other.references != instances.references:
         raise UserError(f"{against} has its outputs in another order than the outputs it is compared with: sort it")
     return other
+
+
+def _slot_errors(mrs: Sequence[str], outputs: Sequence[str]) -> dict[str, Any]:
+    """The rate, the number of slots, and for each kind of error its counts by attribute."""
+    if len(mrs) != len(outputs):
+        raise UserError(f"there are {len(mrs)} meaning representations for {len(outputs)} outputs: give one an output")
+    counts = count_errors([dict(parse_mr(mr)) for mr in mrs], outputs)
+    return {"rate": round(counts.rate, 6), **asdict(counts)}
 
 
 def _compare(
@@ -92,9 +108,19 @@ def _compare(
 
 
 def score_run(run: RunDir) -> dict[str, Any]:
-    """Score a run's outputs into its scores.json, with what made the outputs in the signature."""
+    """Score a run's outputs into its scores.json, with what made the outputs in the signature.
+
+    The slot error rate of a corpus that has other values than E2E is null, with the reason.
+    """
     scores = score_files(run.references_text, run.outputs_text)
-    scores["signature"]["decode"] = read_json(run.decode_signature, f"{run.root} has not been decoded")
+    decoding = read_json(run.decode_signature, f"{run.root} has not been decoded")
+    rows = [json.loads(line) for line in run.outputs.read_text(encoding="utf-8").split("\n") if line]
+    signature = scores.pop("signature")
+    try:
+        scores["slot_error_rate"] = _slot_errors([row["mr"] for row in rows], [row["text"] for row in rows])
+    except UserError as error:
+        scores["slot_error_rate"] = {"rate": None, "reason": str(error)}
+    scores["signature"] = {**signature, "decode": decoding}
     write_json(run.scores, scores)
     return scores
 
@@ -112,8 +138,17 @@ def table(scores: Mapping[str, Any]) -> str:
         lines += [
             f"{name:<8} {more:+8.4f}  [{low:+.4f}, {high:+.4f}]  p {p:.4f}" for name, more, (low, high), p in rows
         ]
+    if slots := scores.get("slot_error_rate"):
+        lines.append(_slot_line(slots))
     notes = [f"  {key}: {value}" for key, value in scores["signature"].items() if key != "decode"]
     return "\n".join([*lines, *notes])
+
+
+def _slot_line(slots: Mapping[str, Any]) -> str:
+    if slots["rate"] is None:
+        return f"no slot error rate: {slots['reason']}"
+    counts = ", ".join(f"{sum(slots[kind].values())} {kind}" for kind in ("missing", "added", "contradicted"))
+    return f"slot error rate {slots['rate']:.4f} ({counts}, of {slots['slots']} slots)"
 
 
 def _each(values: Mapping[str, Any]) -> list[Any]:
