@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -109,6 +109,17 @@ class ReportCommand:
     """Folders of scored runs."""
     out: Path | None = None
     """Folder for the two files; the first run's if not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchScoreCommand:
+    """Time to score the 630 test outputs against the 4,693 references, beside the official script's."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    official: Path | None = None
+    """Checkout of github.com/tuetschek/e2e-metrics, to be measured in the same run."""
+    json: Path | None = None
+    """Also write the rows (name, value, unit, ratio) to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +259,21 @@ def merge(argv: Sequence[str]) -> int:
     return 0
 
 
+def bench(argv: Sequence[str]) -> int:
+    """Our time beside others' for the same job: bench score."""
+    from lora_dist.bench import bench_score, table
+    from lora_dist.scoring import save_text
+
+    if not argv or argv[0] != "score":
+        raise UserError("bench needs to know what to measure: lora-dist bench score")
+    command = tyro.cli(BenchScoreCommand, prog="lora-dist bench score", args=argv[1:])
+    rows = bench_score(command.data, command.official)
+    print(table(rows))
+    if command.json is not None:
+        save_text(command.json, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    return 0
+
+
 def doctor(argv: Sequence[str]) -> int:
     """What this machine offers: devices, launcher, Java, DeepSpeed, versions, a two-process all-reduce."""
     from lora_dist.doctor import examine
@@ -265,7 +291,7 @@ def demo(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    f.__name__: f for f in (run, train, decode, score, report, generate, merge, doctor, demo)
+    f.__name__: f for f in (run, train, decode, score, report, generate, merge, bench, doctor, demo)
 }
 
 
