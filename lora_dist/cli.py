@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -81,9 +81,9 @@ class MergeCommand:
 class ScoreCommand:
     """The five metrics of the E2E NLG Challenge, as its official script computes them."""
 
-    references: Positional[Path]
+    references: Annotated[Positional[Path], tyro.conf.arg(metavar="REFERENCES")]
     """Human references: text with an empty line between two instances, or a .tsv or .csv with the columns mr, ref."""
-    outputs: Positional[Path]
+    outputs: Annotated[Positional[Path], tyro.conf.arg(metavar="OUTPUTS")]
     """Outputs in the same order: text with one a line, or a .tsv or .csv with the columns mr, output."""
     mteval: Literal["perl", "python"] = "perl"
     """Which of the official script's two programs for BLEU and NIST: its default, or that of its -p option."""
@@ -264,6 +264,9 @@ def bench(argv: Sequence[str]) -> int:
     from lora_dist.bench import bench_score, table
     from lora_dist.scoring import save_text
 
+    if argv[:1] in (["-h"], ["--help"]):
+        print(f"usage: lora-dist bench score [settings]\n\n{BenchScoreCommand.__doc__}\n\nlora-dist bench score --help")
+        return 0
     if not argv or argv[0] != "score":
         raise UserError("bench needs to know what to measure: lora-dist bench score")
     command = tyro.cli(BenchScoreCommand, prog="lora-dist bench score", args=argv[1:])

@@ -58,7 +58,9 @@ def score_files(
         raise UserError(f"--bootstrap {resamples} is too few for 95 % intervals: give 1000")
     instances = read_pair(references, outputs)
     other = None if against is None else _other_outputs(instances, references, against)
-    slot_errors = None if mrs is None else _slot_errors(mrs, instances.outputs)
+    if mrs is not None:
+        slot_errors = _slot_errors(mrs, instances.outputs)
+        instances = instances._replace(sources=list(mrs))
     measured = metrics.measure(instances.references, instances.outputs, variant)
     scores: dict[str, Any] = _rounded(measured.scores())
     if sentence_level is not None:
@@ -71,7 +73,7 @@ def score_files(
             others = metrics.measure(other.references, other.outputs, variant)
             compared = _compare(measured, others, samples)
             scores["against"] = {"outputs": _sha256(against), **compared}
-    if slot_errors is not None:
+    if mrs is not None:
         scores["slot_error_rate"] = slot_errors
     files = {"references": _sha256(references), "outputs": _sha256(outputs)}
     scores["signature"] = {**metrics.signature(variant), **files}

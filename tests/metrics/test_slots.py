@@ -198,13 +198,15 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     mrs, texts = tmp_path / "mrs.txt", tmp_path / "texts.txt"
     mrs.write_text("name[Cocum], food[French]\nname[Zizzi], area[riverside]\n")
     texts.write_text("Cocum has Italian food and good service.\nZizzi is a nice place to eat.\n")
-    arguments = ["score", str(texts), str(texts), "--mrs", str(mrs)]
+    sentences = tmp_path / "sentences.tsv"
+    arguments = ["score", str(texts), str(texts), "--mrs", str(mrs), "--sentence-level", str(sentences)]
     assert main([*arguments, "--json"]) == 0
     counts = json.loads(capsys.readouterr().out)["slot_error_rate"]
     assert (counts["rate"], counts["slots"]) == (0.5, 4)
     assert counts["contradicted"]["food"] == counts["missing"]["area"] == 1
     assert main(arguments) == 0
     assert "slot error rate 0.5000 (1 missing, 0 added, 1 contradicted, of 4 slots)" in capsys.readouterr().out
+    assert sentences.read_text().splitlines()[1].startswith("name[Cocum], food[French]\tCocum has Italian")
     mrs.write_text("name[Cocum]\n")
     assert main(arguments) == 2
     assert "1 meaning representations for 2 outputs" in capsys.readouterr().err
