@@ -7,15 +7,15 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional
 
 from lora_dist.config import BASELINE, IMPROVED, DataSettings, DecodeSettings, ModelSettings, Settings, UserError
-from lora_dist.run_dir import RunDir, write_json
+from lora_dist.run_dir import RunDir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +81,22 @@ class MergeCommand:
 class ScoreCommand:
     """The five metrics of the E2E NLG Challenge, as its official script computes them."""
 
-    references: Positional[Path]
-    """Human references: text with a blank line between two groups, TSV or CSV."""
-    outputs: Positional[Path]
-    """One output a line, or TSV or CSV, in the order of the groups."""
+    references: Annotated[Positional[Path], tyro.conf.arg(metavar="REFERENCES")]
+    """Human references: text with an empty line between two instances, or a .tsv or .csv with the columns mr, ref."""
+    outputs: Annotated[Positional[Path], tyro.conf.arg(metavar="OUTPUTS")]
+    """Outputs in the same order: text with one a line, or a .tsv or .csv with the columns mr, output."""
     mteval: Literal["perl", "python"] = "perl"
     """Which of the official script's two programs for BLEU and NIST: its default, or that of its -p option."""
     json: bool = False
     """Print the scores as a JSON object."""
+    mrs: Path | None = None
+    """Meaning representations, one a line or in the column mr of a .tsv or .csv: add the slot error rate."""
+    sentence_level: Path | None = None
+    """Also write the scores of each instance to this file, as tab-separated text."""
+    bootstrap: int | None = None
+    """Add 95 % intervals from so many resamples of the instances, such as 1000."""
+    against: Path | None = None
+    """Another system's outputs: add a paired test of the differences (needs --bootstrap)."""
     save: Path | None = None
     """Also write that object to this file, such as RUN/scores.json."""
 
@@ -101,6 +109,17 @@ class ReportCommand:
     """Folders of scored runs."""
     out: Path | None = None
     """Folder for the two files; the first run's if not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchScoreCommand:
+    """Time to score the 630 test outputs against the 4,693 references, beside the official script's."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    official: Path | None = None
+    """Checkout of github.com/tuetschek/e2e-metrics, to be measured in the same run."""
+    json: Path | None = None
+    """Also write the rows (name, value, unit, ratio) to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,13 +196,23 @@ def decode(argv: Sequence[str]) -> int:
 
 def score(argv: Sequence[str]) -> int:
     """The five official metrics of any outputs: score REFERENCES OUTPUTS."""
-    from lora_dist.scoring import score_files, table
+    from lora_dist.metrics.files import read_sources
+    from lora_dist.scoring import save_text, score_files, table
 
     command = tyro.cli(ScoreCommand, prog="lora-dist score", args=argv)
-    scores = score_files(command.references, command.outputs, command.mteval)
+    scores = score_files(
+        command.references,
+        command.outputs,
+        command.mteval,
+        mrs=None if command.mrs is None else read_sources(command.mrs),
+        sentence_level=command.sentence_level,
+        resamples=command.bootstrap,
+        against=command.against,
+    )
+    text = json.dumps(scores, indent=2)
     if command.save is not None:
-        write_json(command.save, scores)
-    print(json.dumps(scores, indent=2) if command.json else table(scores))
+        save_text(command.save, text + "\n")
+    print(text if command.json else table(scores))
     return 0
 
 
@@ -230,6 +259,24 @@ def merge(argv: Sequence[str]) -> int:
     return 0
 
 
+def bench(argv: Sequence[str]) -> int:
+    """Our time beside others' for the same job: bench score."""
+    from lora_dist.bench import bench_score, table
+    from lora_dist.scoring import save_text
+
+    if argv[:1] in (["-h"], ["--help"]):
+        print(f"usage: lora-dist bench score [settings]\n\n{BenchScoreCommand.__doc__}\n\nlora-dist bench score --help")
+        return 0
+    if not argv or argv[0] != "score":
+        raise UserError("bench needs to know what to measure: lora-dist bench score")
+    command = tyro.cli(BenchScoreCommand, prog="lora-dist bench score", args=argv[1:])
+    rows = bench_score(command.data, command.official)
+    print(table(rows))
+    if command.json is not None:
+        save_text(command.json, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    return 0
+
+
 def doctor(argv: Sequence[str]) -> int:
     """What this machine offers: devices, launcher, Java, DeepSpeed, versions, a two-process all-reduce."""
     from lora_dist.doctor import examine
@@ -247,7 +294,7 @@ def demo(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    f.__name__: f for f in (run, train, decode, score, report, generate, merge, doctor, demo)
+    f.__name__: f for f in (run, train, decode, score, report, generate, merge, bench, doctor, demo)
 }
 
 

@@ -1,39 +1,191 @@
 """Scores of files and of runs, with the signature that says what they may be compared with."""
 
+import csv
 import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lora_dist import metrics
-from lora_dist.metrics.files import read_outputs, read_references
-from lora_dist.run_dir import RunDir, read_json, write_json
+from lora_dist.config import UserError
+from lora_dist.e2e import one_line, parse_mr
+from lora_dist.metrics import bootstrap
+from lora_dist.metrics.files import Instances, read_pair
+from lora_dist.metrics.mteval import Variant
+from lora_dist.metrics.sentences import sentence_scores
+from lora_dist.metrics.slots import count_errors
+from lora_dist.run_dir import RunDir, read_json, write_json, write_text
+
+SEED = 0
+"""Of the bootstrap: it draws the same instances for everyone."""
 
 
-def score_files(references: Path, outputs: Path, mteval: Literal["perl", "python"]) -> dict[str, Any]:
-    """The object of scores.json: the five scores to 6 decimals, and their signature.
+def score_files(
+    references: Path,
+    outputs: Path,
+    variant: Variant = "perl",
+    *,
+    mrs: Sequence[str] | None = None,
+    sentence_level: Path | None = None,
+    resamples: int | None = None,
+    against: Path | None = None,
+) -> dict[str, Any]:
+    """The object of scores.json: the five scores to 6 decimals, what else was asked for, and the signature.
+
+    Args:
+        references: Human references, in any format of `metrics.files`.
+        outputs: The outputs, likewise.
+        variant: Of BLEU and NIST.
+        mrs: Adds `slot_error_rate`, of the outputs for these meaning representations (see `metrics.slots`).
+        sentence_level: Also write the scores of each instance to this file (see `metrics.sentences`).
+        resamples: Adds `bootstrap`: 95 % intervals from so many resamples (see `metrics.bootstrap`).
+        against: Adds `against`: the scores less those of these outputs of another system, with 95 % intervals and the
+            p-values of a paired test; needs `resamples`.
 
     Raises:
-        UserError: if a file cannot be read, the files do not fit together, or there is no Java.
+        UserError: if a file cannot be read or written, the files do not fit together, there are too few resamples, or
+            there is no Java.
     """
-    scores = metrics.score(read_references(references), read_outputs(outputs), mteval)
+    if resamples is None and against is not None:
+        raise UserError(f"--against {against} needs to know how often to resample: add --bootstrap 1000")
+    if resamples is not None and resamples < bootstrap.LEAST_RESAMPLES:
+        raise UserError(f"--bootstrap {resamples} is too few for 95 % intervals: give 1000")
+    instances = read_pair(references, outputs)
+    other = None if against is None else _other_outputs(instances, references, against)
+    if mrs is not None:
+        slot_errors = _slot_errors(mrs, instances.outputs)
+        instances = instances._replace(sources=list(mrs))
+    measured = metrics.measure(instances.references, instances.outputs, variant)
+    scores: dict[str, Any] = _rounded(measured.scores())
+    if sentence_level is not None:
+        columns = sentence_scores(instances.references, instances.outputs, measured)
+        save_text(sentence_level, sentence_table(instances, columns))
+    if resamples is not None:
+        samples = bootstrap.resampled_scores(measured, resamples, SEED)
+        scores["bootstrap"] = {"resamples": resamples, "seed": SEED, **_rounded(bootstrap.intervals(samples))}
+        if against is not None and other is not None:
+            others = metrics.measure(other.references, other.outputs, variant)
+            compared = _compare(measured, others, samples)
+            scores["against"] = {"outputs": _sha256(against), **compared}
+    if mrs is not None:
+        scores["slot_error_rate"] = slot_errors
     files = {"references": _sha256(references), "outputs": _sha256(outputs)}
-    signature = {**metrics.signature(mteval), **files}
-    return {**{name: round(value, 6) for name, value in scores.items()}, "signature": signature}
+    scores["signature"] = {**metrics.signature(variant), **files}
+    return scores
+
+
+def _other_outputs(instances: Instances, references: Path, against: Path) -> Instances:
+    """Another system's outputs for the same instances."""
+    other = read_pair(references, against)
+    if other.references != instances.references:
+        raise UserError(f"{against} has its outputs in another order than the outputs it is compared with: sort it")
+    return other
+
+
+def _slot_errors(mrs: Sequence[str], outputs: Sequence[str]) -> dict[str, Any]:
+    """The rate, the number of slots, and for each kind of error its counts by attribute."""
+    if len(mrs) != len(outputs):
+        raise UserError(f"there are {len(mrs)} meaning representations for {len(outputs)} outputs: give one an output")
+    counts = count_errors([dict(parse_mr(mr)) for mr in mrs], outputs)
+    return {"rate": round(counts.rate, 6), **asdict(counts)}
+
+
+def _compare(
+    measured: metrics.Measurements, others: metrics.Measurements, samples: NDArray[np.float64]
+) -> dict[str, dict[str, Any]]:
+    """For each metric what `measured` has more than `others`, its 95 % interval and p-value."""
+    differences = np.subtract(list(measured.scores().values()), list(others.scores().values()))
+    pairs = samples - bootstrap.resampled_scores(others, len(samples), SEED)
+    return {
+        "difference": _rounded(dict(zip(metrics.METRICS, differences.tolist(), strict=True))),
+        "interval": _rounded(bootstrap.intervals(pairs)),
+        "p": _rounded(bootstrap.p_values(differences, pairs)),
+    }
 
 
 def score_run(run: RunDir) -> dict[str, Any]:
-    """Score a run's outputs into its scores.json, with what made the outputs in the signature."""
-    scores = score_files(run.references_text, run.outputs_text, "perl")
-    scores["signature"]["decode"] = read_json(run.decode_signature, f"{run.root} has not been decoded")
+    """Score a run's outputs into its scores.json, with what made the outputs in the signature.
+
+    The slot error rate of a corpus that has other values than E2E is null, with the reason.
+    """
+    scores = score_files(run.references_text, run.outputs_text)
+    decoding = read_json(run.decode_signature, f"{run.root} has not been decoded")
+    rows = [json.loads(line) for line in run.outputs.read_text(encoding="utf-8").split("\n") if line]
+    signature = scores.pop("signature")
+    try:
+        scores["slot_error_rate"] = _slot_errors([row["mr"] for row in rows], [row["text"] for row in rows])
+    except UserError as error:
+        scores["slot_error_rate"] = {"rate": None, "reason": str(error)}
+    scores["signature"] = {**signature, "decode": decoding}
     write_json(run.scores, scores)
     return scores
 
 
-def table(scores: dict[str, Any]) -> str:
-    """The scores for a terminal, and below them what computed them."""
-    lines = [f"{name:<8} {value:8.4f}" for name, value in scores.items() if name != "signature"]
+def table(scores: Mapping[str, Any]) -> str:
+    """The scores for a terminal, with their intervals where there are some, and below them what computed them."""
+    lines = [f"{name:<8} {scores[name]:8.4f}" for name in metrics.METRICS]
+    if intervals := scores.get("bootstrap"):
+        lines = [f"{line}  [{low:.4f}, {high:.4f}]" for line, (low, high) in zip(lines, _each(intervals), strict=True)]
+    if against := scores.get("against"):
+        rows = zip(
+            metrics.METRICS, *map(_each, (against["difference"], against["interval"], against["p"])), strict=True
+        )
+        lines.append("less the other outputs' scores, and p of a paired one-sided test:")
+        lines += [
+            f"{name:<8} {more:+8.4f}  [{low:+.4f}, {high:+.4f}]  p {p:.4f}" for name, more, (low, high), p in rows
+        ]
+    if slots := scores.get("slot_error_rate"):
+        lines.append(_slot_line(slots))
     notes = [f"  {key}: {value}" for key, value in scores["signature"].items() if key != "decode"]
     return "\n".join([*lines, *notes])
+
+
+def _slot_line(slots: Mapping[str, Any]) -> str:
+    if slots["rate"] is None:
+        return f"no slot error rate: {slots['reason']}"
+    counts = ", ".join(f"{sum(slots[kind].values())} {kind}" for kind in ("missing", "added", "contradicted"))
+    return f"slot error rate {slots['rate']:.4f} ({counts}, of {slots['slots']} slots)"
+
+
+def _each(values: Mapping[str, Any]) -> list[Any]:
+    return [values[name] for name in metrics.METRICS]
+
+
+def sentence_table(instances: Instances, columns: Mapping[str, NDArray[Any]]) -> str:
+    """The instances and their scores to 4 decimals as tab-separated text, in the official script's columns.
+
+    A line separator in a text becomes a space, and a text with a tab or a double quote stands in double quotes, so
+    that an instance is always one line.
+    """
+    written = io.StringIO()
+    writer = csv.writer(written, dialect="excel-tab", lineterminator="\n")
+    writer.writerow(["src", "sys_out", *columns])
+    for source, output, *values in zip(instances.sources, instances.outputs, *columns.values(), strict=True):
+        writer.writerow([one_line(source), one_line(output), *(f"{value:.4f}" for value in values)])
+    return written.getvalue()
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a file that a user asked for.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): name another file") from error
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """To 6 decimals: numbers and lists of numbers."""
+    return {name: np.round(value, 6).tolist() for name, value in values.items()}
 
 
 def _sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -18,6 +19,8 @@ from lora_dist.config import UserError
 from lora_dist.metrics import cider, java, meteor, mteval, paraphrases, ptb, rouge
 
 METRICS = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")
+E2E_NLG = Path(__file__).resolve().parent / "e2e_nlg"
+"""Folder of the same metrics for Hugging Face's evaluate: `evaluate.load(str(E2E_NLG))`."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ it then stops with an error); and what it stops at, or silently misreads, is a `
 import csv
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +35,17 @@ class _Row(NamedTuple):
     text: str
 
 
-def read_pair(references: Path, outputs: Path) -> tuple[list[list[str]], list[str]]:
-    """The references of each output and the outputs, which are what the script scores for these two files.
+class Instances(NamedTuple):
+    """What is to be scored: three lists with one entry an instance."""
+
+    references: list[list[str]]
+    outputs: list[str]
+    sources: list[str]
+    """Of the outputs' table, else of the references' table; empty texts if both files are plain text."""
+
+
+def read_pair(references: Path, outputs: Path) -> Instances:
+    """The references of each output, and the outputs: what the script scores for these two files.
 
     If both are tables, each output gets all references with its source, wherever they stand; otherwise the files go
     together in order.
@@ -51,10 +61,12 @@ def read_pair(references: Path, outputs: Path) -> tuple[list[list[str]], list[st
         for row in rows:
             if row.source not in by_source:
                 raise UserError(f"{outputs}, line {row.line}: {references} has no reference for {row.source!r}")
-        return [by_source[row.source] for row in rows], [row.text for row in rows]
-    groups = _read_groups(references)
-    _check_lengths(references, groups, outputs, rows)
-    return [[row.text for row in group] for group in groups], [row.text for row in rows]
+        groups = [by_source[row.source] for row in rows]
+        return Instances(groups, [row.text for row in rows], [row.source for row in rows])
+    read = _read_groups(references)
+    _check_lengths(references, read, outputs, rows)
+    sources = [row.source or group[0].source for row, group in zip(rows, read, strict=True)]
+    return Instances([[row.text for row in group] for group in read], [row.text for row in rows], sources)
 
 
 def read_references(path: Path) -> list[list[str]]:
@@ -75,6 +87,26 @@ def read_outputs(path: Path) -> list[str]:
         UserError: if the file cannot be read, is not UTF-8, is empty, or is a table with columns that do not fit.
     """
     return [row.text for row in _read_output_rows(path)]
+
+
+def read_sources(path: Path) -> list[str]:
+    """The meaning representations of the instances: one a line of plain text, or the column of sources of a table.
+
+    In a table, rows that follow each other with the same source are one instance.
+
+    Raises:
+        UserError: if the file cannot be read, is not UTF-8, is empty, or is a table without one column of sources.
+    """
+    if not _is_table(path):
+        return _read_lines(path)
+    rows = _read_fields(path)
+    names = rows[0][1]
+    columns = [column for column, name in enumerate(names) if _SOURCE.match(name)]
+    if len(columns) != 1:
+        raise UserError(
+            f"{path}, line 1: {len(columns)} of {len(names)} columns look like sources: name one of them mr"
+        )
+    return [source for source, _ in groupby(fields[columns[0]] for _, fields in rows[1:])]
 
 
 def _check_lengths(references: Path, groups: Sequence[Sequence[_Row]], outputs: Path, rows: Sequence[_Row]) -> None:
@@ -118,6 +150,15 @@ def _read_groups(path: Path) -> list[list[_Row]]:
 
 
 def _read_table(path: Path, text_header: re.Pattern[str]) -> list[_Row]:
+    rows = _read_fields(path)
+    source, text, headers = _find_columns(path, rows[0][1], text_header)
+    if len(rows) == headers:
+        raise UserError(f"{path} has only a header: add rows")
+    return [_Row(number, fields[source], fields[text]) for number, fields in rows[headers:]]
+
+
+def _read_fields(path: Path) -> list[tuple[int, list[str]]]:
+    """The rows of a table, the header among them, each with the number of its line."""
     lines = [(number, line) for number, line in enumerate(_read_lines(path), start=1) if line]
     if not lines:
         raise UserError(f"{path} has no row: give one with a source and a text for each instance")
@@ -136,10 +177,7 @@ def _read_table(path: Path, text_header: re.Pattern[str]) -> list[_Row]:
                 f"{path}, line {number}: {len(fields)} columns where the first line has {width}: quote texts that hold "
                 'the delimiter, and write an empty last one as ""'
             )
-    source, text, headers = _find_columns(path, rows[0][1], text_header)
-    if len(rows) == headers:
-        raise UserError(f"{path} has only a header: add rows")
-    return [_Row(number, fields[source], fields[text]) for number, fields in rows[headers:]]
+    return rows
 
 
 def _find_columns(path: Path, first: Sequence[str], text_header: re.Pattern[str]) -> tuple[int, int, int]:

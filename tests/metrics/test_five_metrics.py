@@ -1,20 +1,12 @@
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from lora_dist import metrics
 from lora_dist.config import UserError
-from lora_dist.metrics import files, mteval
-
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden scores are not in ../shared/golden")
-
-Golden = tuple[dict[str, Any], metrics.Measurements, mteval.Statistics]
 
 REFERENCES = [
     ["The Eagle is a cheap pub.", "A cheap pub is called The Eagle."],
@@ -26,29 +18,6 @@ OUTPUTS = [
     "Blue Spice serves Chinese food near Crowne Plaza Hotel.",
     "The Punter is a restaurant by the river.",
 ]
-
-
-@pytest.fixture(scope="module", params=["test-template", "test-human-loo", "dev-noisy"])
-def golden(
-    request: pytest.FixtureRequest,
-) -> Golden:
-    references, outputs = files.read_pair(GOLDEN / f"{request.param}.refs.txt", GOLDEN / f"{request.param}.sys.txt")
-    expected = json.loads((GOLDEN / "scores.json").read_text())[request.param]
-    return expected, metrics.measure(references, outputs), mteval.statistics(references, outputs, "python")
-
-
-@pytest.mark.shared
-@needs_golden
-def test_golden_scores(golden: Golden) -> None:
-    expected, measured, python = golden
-    scores = measured.scores()
-    assert tuple(scores) == metrics.METRICS
-    for name in ("METEOR", "ROUGE_L", "CIDEr"):
-        assert f"{scores[name]:.4f}" == f"{expected[name]:.4f}"
-    for name in ("BLEU", "NIST"):
-        assert f"{scores[name]:.4f}" == f"{expected['perl'][name]:.4f}"
-    assert f"{mteval.bleu(python, 'python'):.4f}" == f"{expected['python']['BLEU']:.4f}"
-    assert f"{mteval.nist(python, 'python'):.4f}" == f"{expected['python']['NIST']:.4f}"
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_a_pair_of_texts(tmp_path: Path) -> None:
     references, outputs = write(tmp_path, "r.txt", "a\nb\n\nc\n"), write(tmp_path, "o.txt", "x\n\n")
-    assert files.read_pair(references, outputs) == ([["a", "b"], ["c"]], ["x", ""])
+    assert files.read_pair(references, outputs) == ([["a", "b"], ["c"]], ["x", ""], ["", ""])
 
 
 @pytest.mark.parametrize(
@@ -153,16 +153,18 @@ def test_different_lengths(tmp_path: Path, outputs: str, message: str) -> None:
 def test_two_tables_go_together_by_source(tmp_path: Path) -> None:
     references = write(tmp_path, "r.csv", "mr,ref\na,one\nb,two\na,three\nc,four\n")
     outputs = write(tmp_path, "o.tsv", "mr\tout\nb\tB\na\tA\n")
-    assert files.read_pair(references, outputs) == ([["two"], ["one", "three"]], ["B", "A"])
+    assert files.read_pair(references, outputs) == ([["two"], ["one", "three"]], ["B", "A"], ["b", "a"])
     with pytest.raises(UserError, match=r"o\.csv, line 3: .*r\.csv has no reference for 'd'"):
         files.read_pair(references, write(tmp_path, "o.csv", "mr,out\na,A\nd,D\n"))
 
 
 def test_a_table_and_a_text_go_together_in_order(tmp_path: Path) -> None:
     references = write(tmp_path, "r.csv", "mr,ref\na,1\na,2\nb,3\n")
-    assert files.read_pair(references, write(tmp_path, "o.txt", "A\nB\n")) == ([["1", "2"], ["3"]], ["A", "B"])
+    outputs = write(tmp_path, "o.txt", "A\nB\n")
+    assert files.read_pair(references, outputs) == ([["1", "2"], ["3"]], ["A", "B"], ["a", "b"])
     texts = write(tmp_path, "r.txt", "1\n2\n\n3\n")
-    assert files.read_pair(texts, write(tmp_path, "o.csv", "mr,out\nb,B\na,A\n")) == ([["1", "2"], ["3"]], ["B", "A"])
+    outputs = write(tmp_path, "o.csv", "mr,out\nb,B\na,A\n")
+    assert files.read_pair(texts, outputs) == ([["1", "2"], ["3"]], ["B", "A"], ["b", "a"])
 
 
 @pytest.mark.shared

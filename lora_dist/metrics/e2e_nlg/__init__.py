@@ -1,0 +1,1 @@
+"""A folder for `evaluate.load`; see e2e_nlg.py."""
