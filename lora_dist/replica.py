@@ -38,7 +38,11 @@ class Replica:
         self._max_grad_norm = max_grad_norm
         self._zero = uses_deepspeed()
         if self._zero:
-            world.accelerator.state.deepspeed_plugin.deepspeed_config.update(
+            config = world.accelerator.state.deepspeed_plugin.deepspeed_config
+            # One bucket of the adapter's size: DeepSpeed fills a fresh one of 500 million numbers a step otherwise.
+            count = sum(parameter.numel() for parameter in parameters.values())
+            config["zero_optimization"].update(reduce_bucket_size=count, allgather_bucket_size=count)
+            config.update(
                 train_micro_batch_size_per_gpu=micro_batch_size,
                 gradient_accumulation_steps=1,  # we scale the loss and mark the last micro-batch ourselves
                 gradient_clipping=max_grad_norm or 0.0,
