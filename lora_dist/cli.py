@@ -123,6 +123,23 @@ class BenchScoreCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchDecodeCommand:
+    """Seconds to decode a meaning representation, beside transformers' generate and CTranslate2 where installed."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    shape: Literal["small", "medium"] | None = None
+    """Random weights of GPT-2's published shape in place of the model's, whose tokenizer is used all the same."""
+    data: DataSettings = field(default_factory=DataSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    count: int = 32
+    """Meaning representations to decode, spread evenly over the test set."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """CPU threads of each program."""
+    json: Path | None = None
+    """Also write the rows (name, value, unit, ratio) to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoCommand:
     """The whole job offline: synthetic corpus, tiny base model, LoRA, decoding, scores, report."""
 
@@ -260,20 +277,32 @@ def merge(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Our time beside others' for the same job: bench score."""
-    from lora_dist.bench import bench_score, table
+    """Our time beside others' for the same job: bench {decode,score}."""
+    from lora_dist.bench import Row, table
     from lora_dist.scoring import save_text
 
-    if argv[:1] in (["-h"], ["--help"]):
-        print(f"usage: lora-dist bench score [settings]\n\n{BenchScoreCommand.__doc__}\n\nlora-dist bench score --help")
+    what, rest = (argv[0] if argv else ""), argv[1:]
+    rows: list[Row]
+    if what == "score":
+        from lora_dist.bench.score import bench_score
+
+        command = tyro.cli(BenchScoreCommand, prog="lora-dist bench score", args=rest)
+        rows, file = bench_score(command.data, command.official), command.json
+    elif what == "decode":
+        from lora_dist.bench.decode import bench_decode
+
+        asked = tyro.cli(BenchDecodeCommand, prog="lora-dist bench decode", args=rest)
+        rows = bench_decode(asked.model, asked.shape, asked.data, asked.decode, asked.count, asked.threads)
+        file = asked.json
+    elif what in ("-h", "--help"):
+        print("usage: lora-dist bench {decode,score} [settings]\n")
+        print(f"decode  {BenchDecodeCommand.__doc__}\nscore   {BenchScoreCommand.__doc__}")
         return 0
-    if not argv or argv[0] != "score":
-        raise UserError("bench needs to know what to measure: lora-dist bench score")
-    command = tyro.cli(BenchScoreCommand, prog="lora-dist bench score", args=argv[1:])
-    rows = bench_score(command.data, command.official)
+    else:
+        raise UserError(f"bench {what or 'alone'} measures nothing: give lora-dist bench decode, or bench score")
     print(table(rows))
-    if command.json is not None:
-        save_text(command.json, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    if file is not None:
+        save_text(file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     return 0
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_dist import bench
+from lora_dist.bench import score
 from lora_dist.cli import main
 from lora_dist.demo_corpus import write_corpus
 
@@ -19,7 +19,7 @@ time.sleep(1)
 
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(bench, "REPEATS", 1)
+    monkeypatch.setattr(score, "REPEATS", 1)
     write_corpus(tmp_path / "corpus", seed=3, num_train_mrs=5)
     return tmp_path / "corpus"
 

@@ -32,8 +32,9 @@ def lora_dist(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.
 
 
 def attempt(*arguments: object, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
-    # The launcher's own choice of threads would differ between one process and several.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+    # In fp32 also without a launcher; and its own choice of threads would differ between one process and several.
+    common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_MIXED_PRECISION": "no"}
+    environment = {**os.environ, **common, **variables}
     start = [sys.executable, "-m", *launcher, "-m", "lora_dist"] if launcher else [sys.executable, "-m", "lora_dist"]
     return subprocess.run(
         [*start, *map(str, arguments)], capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False
@@ -101,7 +102,7 @@ def test_torchrun_without_any_flag_joins_its_processes_and_accumulation_changes_
     out = tmp_path / "run"
     torchrun = ("torch.distributed.run", "--nproc_per_node", "2", "--standalone")
     extra = ("--train.accumulation-steps", 2, "--out", out)
-    result = attempt("train", *recipe(tiny_gpt2, corpus), *extra, launcher=torchrun, ACCELERATE_MIXED_PRECISION="no")
+    result = attempt("train", *recipe(tiny_gpt2, corpus), *extra, launcher=torchrun)
     assert result.returncode == 0, result.stderr
     assert json.loads((out / "config.json").read_text())["world"]["processes"] == 2
     assert_same_training(out, reference)

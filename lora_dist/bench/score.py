@@ -1,35 +1,19 @@
-"""Measurements of our programs beside others that do the same, in one run on one machine."""
+"""Time to score the test set, beside the official script's."""
 
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from lora_dist.bench import Row
 from lora_dist.config import DataSettings, UserError
 from lora_dist.e2e import format_outputs, format_references, group_by_mr, load_split
 from lora_dist.metrics.java import find_java
 
 REPEATS = 3
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement."""
-
-    name: str
-    value: float
-    unit: str
-    ratio: float
-    """`value` divided by ours."""
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows for a terminal."""
-    return "\n".join(f"{row.name:<40} {row.value:10.2f} {row.unit:<4} {row.ratio:8.2f} x" for row in rows)
 
 
 def bench_score(data: DataSettings, official: Path | None) -> list[Row]:

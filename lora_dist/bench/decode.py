@@ -1,0 +1,203 @@
+"""Seconds a meaning representation takes to decode, beside transformers' `generate` and CTranslate2.
+
+All programs get the same weights and prompts, and write exactly `NEW_TOKENS` tokens with each beam, so that they do
+the same work whatever the weights are.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from lora_dist.batches import encode_prompts
+from lora_dist.beam import beam_search
+from lora_dist.bench import Row
+from lora_dist.bench.machine import Measurement, matmul_ceiling, measure_apart, measure_together
+from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision
+from lora_dist.decode import batch_tokens, chunks
+from lora_dist.e2e import group_by_mr, load_split
+from lora_dist.model import DTYPES, load_base, load_tokenizer
+
+NEW_TOKENS = 32
+ROUNDS = 2
+SHAPES = {"small": (12, 12, 768), "medium": (24, 16, 1024)}
+"""Layers, heads and width of the published GPT-2s."""
+
+Prompts = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every program does."""
+
+    folder: Path
+    """Where the model lies, as transformers saves it."""
+    settings: DecodeSettings
+    eos_id: int
+
+
+def bench_decode(
+    model: ModelSettings, shape: str | None, data: DataSettings, settings: DecodeSettings, count: int, threads: int
+) -> list[Row]:
+    """The best of `ROUNDS` rounds in which all programs take turns, each in a process of its own.
+
+    Args:
+        model: whose tokenizer and, without a shape, weights are used.
+        shape: a key of `SHAPES` for random weights of that shape, or None.
+        data: the corpus.
+        settings: of the beam search.
+        count: test meaning representations to decode, spread evenly over the test set.
+        threads: of each process.
+    """
+    tokenizer = load_tokenizer(model)
+    mrs = [group.mr for group in group_by_mr(load_split(data, "test"))]
+    prompts = encode_prompts(tokenizer, mrs[:: max(1, len(mrs) // count)][:count])
+    gpt2 = load_base(model, tokenizer, torch.float32) if shape is None else _random_gpt2(shape, len(tokenizer))
+    with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
+        gpt2.save_pretrained(name)
+        tokenizer.save_pretrained(name)
+        job = Job(Path(name), replace(settings, max_new_tokens=NEW_TOKENS), tokenizer.eos_token_id)
+        found = _measure_all(job, prompts, threads)
+        shares = _shares(gpt2, job, prompts)
+        one = measure_apart(_ours, job, prompts, "fp32", threads=1)
+        two = measure_together(_ours, [(job, share, "fp32") for share in shares])
+    return [*_rows(found, _work(gpt2, prompts, settings.num_beams), len(prompts), threads), _scaling(one, two, prompts)]
+
+
+def _measure_all(job: Job, prompts: Prompts, threads: int) -> dict[str, tuple[Measurement, int]]:
+    """The best measurement of each program, and how many prompts it did."""
+    few = prompts[:: max(1, len(prompts) // 4)][:4]  # one at a time takes long, and each as long as the other
+    programs: dict[str, tuple[Any, ...]] = {}
+    for precision in ("fp32", "bf16"):
+        programs[f"ours, {precision}"] = (_ours, job, prompts, precision)
+        for size in (8, 16):
+            programs[f"generate, batch {size}, {precision}"] = (_generate, job, prompts, precision, size)
+    programs["generate, one at a time, fp32 (the seed's way)"] = (_generate, job, few, "fp32", 1)
+    if find_spec("ctranslate2") is not None:
+        for kind in ("float32", "int8"):
+            programs[f"CTranslate2, {kind}"] = (_ctranslate2, job, prompts, kind)
+    best: dict[str, tuple[Measurement, int]] = {}
+    turns = [(name, program) for _ in range(ROUNDS) for name, program in programs.items()]
+    for name, (program, *arguments) in tqdm(turns, desc="bench decode", unit="program"):
+        measured = measure_apart(program, *arguments, threads=threads)
+        if name not in best or measured.seconds < best[name][0].seconds:
+            best[name] = measured, len(arguments[1])
+    return best
+
+
+def _rows(found: dict[str, tuple[Measurement, int]], work: float, count: int, threads: int) -> list[Row]:
+    ceilings = {"fp32": matmul_ceiling("fp32", threads), "bf16": matmul_ceiling("bf16", threads)}
+    rows = []
+    for name, (measured, done) in found.items():
+        precision = "fp32" if "fp32" in name or "float32" in name else "bf16"
+        ours = found[f"ours, {precision}"][0].seconds / count
+        seconds = measured.seconds / done
+        rows.append(Row(name, round(seconds, 4), "s an MR", round(seconds / ours, 3)))
+    for precision, ceiling in ceilings.items():
+        measured, done = found[f"ours, {precision}"]
+        share = work / count * done / measured.seconds / ceiling
+        rows.append(Row(f"ours, {precision}: share of the matmul ceiling", round(share, 3), "", 1.0))
+        rows.append(Row(f"ours, {precision}: peak memory", round(measured.peak_bytes / 2**30, 3), "GiB", 1.0))
+    return rows
+
+
+def _scaling(one: Measurement, two: Measurement, prompts: Prompts) -> Row:
+    ratio = one.seconds / two.seconds
+    return Row(
+        "ours, fp32, one thread: two processes", round(two.seconds / len(prompts), 4), "s an MR", round(1 / ratio, 3)
+    )
+
+
+def _work(model: GPT2LMHeadModel, prompts: Prompts, beams: int) -> float:
+    """Multiplications and additions that cannot be avoided: each token once through the weights."""
+    body = sum(p.numel() for name, p in model.transformer.h.named_parameters() if name.endswith("weight"))
+    tokens = sum(map(len, prompts)) + len(prompts) * beams * (NEW_TOKENS - 1)
+    return 2.0 * float(body * tokens + model.lm_head.weight.numel() * len(prompts) * (1 + beams * (NEW_TOKENS - 1)))
+
+
+def _random_gpt2(shape: str, words: int) -> GPT2LMHeadModel:
+    layers, heads, width = SHAPES[shape]
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=words, n_layer=layers, n_head=heads, n_embd=width))
+
+
+def _shares(model: GPT2LMHeadModel, job: Job, prompts: Prompts) -> list[Prompts]:
+    """The prompts of two processes, in chunks taken in turn."""
+    sizes = chunks(
+        [len(p) for p in prompts], job.settings.num_beams * NEW_TOKENS, batch_tokens(model, job.settings, 1) // 2
+    )
+    return [[prompts[i] for chunk in sizes[rank::2] for i in chunk] for rank in range(2)]
+
+
+def _load(job: Job, precision: Precision) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel.from_pretrained(job.folder, dtype=DTYPES[precision]).eval()
+
+
+def _ours(job: Job, prompts: Prompts, precision: Precision) -> tuple[float, None]:
+    model = _load(job, precision)
+    never = -1  # an end-of-text that does not come
+    todo = chunks([len(p) for p in prompts], job.settings.num_beams * NEW_TOKENS, batch_tokens(model, job.settings, 1))
+    beam_search(model, prompts[:1], replace(job.settings, max_new_tokens=2), never)
+    start = time.perf_counter()
+    for chunk in todo:
+        beam_search(model, [prompts[i] for i in chunk], job.settings, never)
+    return time.perf_counter() - start, None
+
+
+def _generate(job: Job, prompts: Prompts, precision: Precision, size: int) -> tuple[float, None]:
+    model, settings = _load(job, precision), job.settings
+    ordered = sorted(prompts, key=len)
+
+    def generate(batch: Sequence[Sequence[int]], new_tokens: int) -> None:
+        width = max(map(len, batch))
+        ids = torch.tensor([[job.eos_id] * (width - len(p)) + list(p) for p in batch])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch])
+        model.generate(
+            ids,
+            attention_mask=mask,
+            num_beams=settings.num_beams,
+            length_penalty=settings.length_penalty,
+            no_repeat_ngram_size=settings.no_repeat_ngram_size,
+            early_stopping=True,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=job.eos_id,
+            pad_token_id=job.eos_id,
+        )
+
+    with torch.inference_mode():
+        generate(ordered[:1], 2)
+        start = time.perf_counter()
+        for first in range(0, len(ordered), size):
+            generate(ordered[first : first + size], NEW_TOKENS)
+        return time.perf_counter() - start, None
+
+
+def _ctranslate2(job: Job, prompts: Prompts, kind: str) -> tuple[float, None]:
+    """CTranslate2's beam search, batches of 8 prompts."""
+    import ctranslate2
+
+    settings, tokenizer = job.settings, AutoTokenizer.from_pretrained(job.folder)
+    with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
+        ctranslate2.converters.TransformersConverter(str(job.folder)).convert(name, force=True)
+        generator = ctranslate2.Generator(name, device="cpu", compute_type=kind, intra_threads=torch.get_num_threads())
+        options = {
+            "beam_size": settings.num_beams,
+            "length_penalty": settings.length_penalty,
+            "no_repeat_ngram_size": settings.no_repeat_ngram_size,
+            "include_prompt_in_result": False,
+            "max_batch_size": 8,
+        }
+        texts = [tokenizer.convert_ids_to_tokens(prompt) for prompt in prompts]
+        generator.generate_batch(texts[:1], min_length=2, max_length=2, **options)
+        start = time.perf_counter()
+        generator.generate_batch(texts, min_length=NEW_TOKENS, max_length=NEW_TOKENS, **options)
+        return time.perf_counter() - start, None

@@ -1,0 +1,58 @@
+"""What the machine can do, and a process of its own for each program that is measured."""
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lora_dist.config import Precision
+from lora_dist.model import DTYPES
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One program, once."""
+
+    seconds: float
+    """Of the measured part, without loading and warming up."""
+    peak_bytes: int
+    """Most resident memory of its process."""
+    result: Any
+    """What the program returned beside its time."""
+
+
+def measure_apart(program: Callable[..., tuple[float, Any]], *arguments: Any, threads: int) -> Measurement:
+    """Run `program`, which returns its seconds and a result, in a fresh process with so many threads."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure, program, arguments, threads).result()
+
+
+def measure_together(program: Callable[..., tuple[float, Any]], shares: Sequence[tuple[Any, ...]]) -> Measurement:
+    """The same in one process a share, all at once, each with one thread; the seconds are the slowest's."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(shares), mp_context=context) as pool:
+        found = [future.result() for future in [pool.submit(_measure, program, share, 1) for share in shares]]
+    return Measurement(max(m.seconds for m in found), max(m.peak_bytes for m in found), [m.result for m in found])
+
+
+def _measure(program: Callable[..., tuple[float, Any]], arguments: tuple[Any, ...], threads: int) -> Measurement:
+    torch.set_num_threads(threads)
+    seconds, result = program(*arguments)
+    return Measurement(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, result)
+
+
+def matmul_ceiling(precision: Precision, threads: int) -> float:
+    """Multiplications and additions a second of a product as large as GPT-2's: the best of some."""
+    torch.set_num_threads(threads)
+    a, b = torch.randn(1024, 768, dtype=DTYPES[precision]), torch.randn(768, 3072, dtype=DTYPES[precision])
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024 * 768 * 3072 / best
