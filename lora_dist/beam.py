@@ -5,6 +5,7 @@ and the best K that do not end go on. What ends and what goes on is found by ten
 the host looks at one flag a prompt and step.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,11 @@ from transformers import GPT2LMHeadModel
 from lora_dist.config import DecodeSettings, UserError
 from lora_dist.decoder import Decoder
 
-LOGITS_AT_ONCE = 2**20
-"""Logits that are normalised at a time on a CPU, so that they stay in its cache."""
+LOGITS_AT_ONCE = 2**19
+"""Logits looked through at a time on a CPU (2 MiB in fp32), so that they stay in its cache."""
+
+BLOCK = 64
+"""Words of which only the best is looked at, until it is known in which blocks the best words are."""
 
 LEAVE_AT = 1 / 8
 """Share of finished prompts at which they are taken out of the batch; each time the others' cache is copied."""
@@ -95,9 +99,10 @@ def _search(
     # The first step has one hypothesis a prompt, the empty one.
     logits, running = decoder.logits[:, None], beams.running[:, :1]
     for length in range(1, settings.max_new_tokens + 1):
-        totals = running - _normalisers(logits)
-        _ban_repetitions(logits, seen, beams.tokens[:, : logits.shape[1], : length - 1], settings.no_repeat_ngram_size)
-        scores, parents, words = _candidates(logits, totals, 2 * settings.num_beams)
+        told = beams.tokens[:, : logits.shape[1], : length - 1]
+        said = torch.cat([seen[:, None].expand(-1, told.shape[1], -1), told], -1)
+        banned = _repetitions(said, settings.no_repeat_ngram_size)
+        scores, parents, words = _candidates(logits, running, banned, 2 * settings.num_beams)
         parents, words = _advance(beams, scores, parents, words, length, settings, eos_id)
         done = beams.done.tolist()  # the one time a step that the host waits for the device
         if all(done):
@@ -131,47 +136,72 @@ def _history(prompts: Sequence[Sequence[int]], settings: DecodeSettings, device:
     return torch.tensor([[-1] * (width - len(p)) + list(p) for p in counted], dtype=torch.long, device=device)
 
 
-def _ban_repetitions(logits: Tensor, seen: Tensor, tokens: Tensor, size: int) -> None:
-    """Set to -inf what would say `size` tokens in a row a second time.
+def _repetitions(said: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Words (prompts, K, n), each with whether it would say `size` words in a row a second time (prompts, K, n).
 
     Args:
-        logits: changed in place: (prompts, K, vocabulary).
-        seen: tokens that count as said before: (prompts, n).
-        tokens: what each hypothesis has said so far: (prompts, K, t).
+        said: what counts as said so far, padded on the left with -1: (prompts, K, t).
         size: n of the n-grams; 0 bans nothing.
     """
-    said = torch.cat([seen[:, None].expand(-1, tokens.shape[1], -1), tokens], -1)
     if size == 0 or said.shape[-1] < size:
-        return
+        return said[..., :0], said[..., :0] == 0
     ngrams = said.unfold(-1, size, 1)  # (prompts, K, places, size)
     starts, last = ngrams[..., :-1], ngrams[..., -1]
     repeated = (starts == said[..., None, said.shape[-1] - size + 1 :]).all(-1) & (last >= 0)
-    # A word may follow several places of which only some match, so the lowest of its values counts.
-    values = torch.where(repeated, -torch.inf, torch.inf).to(logits.dtype)
-    logits.scatter_reduce_(-1, last.clamp(min=0), values, "amin")
+    return last.clamp(min=0), repeated
 
 
-def _normalisers(logits: Tensor) -> Tensor:
-    """Log of the sum of exponentials, in fp32: (prompts, beams), from logits (prompts, beams, vocabulary)."""
-    rows = logits.flatten(0, 1)
-    at_once = max(1, LOGITS_AT_ONCE // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
-    parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
-    return torch.cat([part.float().logsumexp(-1) for part in parts]).view(logits.shape[:2])
-
-
-def _candidates(logits: Tensor, totals: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(
+    logits: Tensor, running: Tensor, banned: tuple[Tensor, Tensor], count: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The best continuations over all hypotheses of a prompt: scores, parents and words, best first, (prompts, count).
 
     Args:
-        logits: of the next word: (prompts, beams, vocabulary).
-        totals: what a logit has to be added to, to give the log-probability of the hypothesis: (prompts, beams).
+        logits: of the next word: (prompts, K, vocabulary).
+        running: sums of log-probabilities so far: (prompts, K).
+        banned: see `_repetitions`.
         count: continuations wanted.
     """
-    best, words = logits.topk(each := min(count, logits.shape[-1]), -1)
-    scores = (totals[..., None] + best.float()).flatten(1)
+    each = min(count, logits.shape[-1])
+    doubtful, ban = (part.flatten(0, 1) for part in banned)
+    best, words = _best_words(logits.flatten(0, 1), doubtful, ban, each)
+    scores = (running[..., None] + best.view(*running.shape, each)).flatten(1)
     scores, places = F.pad(scores, (0, max(0, count - scores.shape[1])), value=-torch.inf).topk(count, -1)
-    places = places.clamp(max=words[0].numel() - 1)  # the padding of a tiny vocabulary
-    return scores, places // each, words.flatten(1).gather(1, places)
+    places = places.clamp(max=running.shape[1] * each - 1)  # the padding of a tiny vocabulary
+    return scores, places // each, words.view(len(running), -1).gather(1, places)
+
+
+def _best_words(logits: Tensor, words: Tensor, banned: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities, in fp32, and ids of the most likely words that are not banned: both (rows, count).
+
+    The best of a row are sought in the `count` blocks with the largest maxima, as they can be nowhere else.
+
+    Args:
+        logits: (rows, vocabulary).
+        words: words that may be banned, repetitions included: (rows, n).
+        banned: whether they are: (rows, n).
+        count: words wanted, at most the vocabulary.
+    """
+    rows, vocabulary = logits.shape
+    blocks = math.ceil(max(vocabulary, count * BLOCK) / BLOCK)
+    at_once = max(1, LOGITS_AT_ONCE // vocabulary) if logits.device.type == "cpu" else rows
+    room = logits.new_full((2, min(at_once, rows), blocks * BLOCK), -torch.inf, dtype=torch.float32)
+    # A word may stand in several places of which only some ban it, so the lowest of its values counts.
+    values = torch.where(banned, -torch.inf, torch.inf)
+    best, found = logits.new_empty(rows, count, dtype=torch.float32), words.new_empty(rows, count)
+    for start in range(0, rows, at_once):
+        part = slice(start, start + at_once)
+        shifted, powers = room[:, : len(logits[part])]
+        shifted[:, :vocabulary] = logits[part]
+        shifted -= shifted.amax(-1, keepdim=True)
+        normaliser = torch.exp(shifted, out=powers).sum(-1, keepdim=True).log_()
+        shifted.scatter_reduce_(-1, words[part], values[part], "amin")
+        blocked = shifted.view(len(shifted), blocks, BLOCK)
+        likely = blocked.amax(-1).topk(count, -1).indices
+        values_there, places = blocked.gather(1, likely[..., None].expand(-1, -1, BLOCK)).flatten(1).topk(count, -1)
+        torch.sub(values_there, normaliser, out=best[part])
+        found[part] = likely.gather(1, places // BLOCK) * BLOCK + places % BLOCK
+    return best, found.clamp(max=vocabulary - 1)
 
 
 def _advance(

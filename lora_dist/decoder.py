@@ -1,8 +1,9 @@
 """GPT-2 one token at a time, for several continuations (beams) of each of several prompts.
 
 The prompt is computed once and seen by all its beams. What the beams add goes to one buffer, behind the prompt, in the
-order in which it comes, and is never moved: a beam that changes its parent only changes which entries it may look at.
-Attention then is one product of a prompt's beams with all entries of that prompt, under a mask of ancestry.
+order in which it comes: a beam that changes its parent moves nothing, it only changes which entries it may look at.
+Attention then is one product of a prompt's beams with all entries of that prompt, under a mask of ancestry. Entries
+that nobody looks at any more are taken out now and then.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from lora_dist.gpt2 import run_body
+
+PRUNE_EVERY = 8
+"""Steps after which entries that no beam looks at any more are taken out."""
 
 
 class Decoder:
@@ -37,7 +41,7 @@ class Decoder:
         width = max(lengths)
         ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
         self._lengths = torch.tensor(lengths, device=device)
-        self._filled = 0
+        self._filled = self._steps = 0
         # Room for all that may come, on a CPU taken from the system only as far as it is used.
         room = width + beams * max_new_tokens
         shape = (config.n_layer, 2, len(prompts), self._heads, room, config.n_embd // self._heads)
@@ -56,16 +60,31 @@ class Decoder:
             tokens: the tokens added: (prompts, beams).
             parents: the beams, as they were before, that they are added to: (prompts, beams).
         """
+        suffix = self._visible[:, :, self._prompt_width : self._filled]
+        suffix.copy_(suffix.gather(1, parents[..., None].expand_as(suffix)))
+        if self._steps and self._steps % PRUNE_EVERY == 0:
+            self._prune()
         start, stop = self._filled, self._filled + self._beams
-        suffix = self._visible[:, :, self._prompt_width : start]
-        self._visible[:, :, self._prompt_width : start] = suffix.gather(1, parents[..., None].expand_as(suffix))
         self._visible[:, :, start:stop] = torch.eye(self._beams, dtype=torch.bool, device=tokens.device)
-        done = (start - self._prompt_width) // self._beams
-        positions = (self._lengths + done)[:, None].expand_as(tokens)
+        positions = (self._lengths + self._steps)[:, None].expand_as(tokens)
+        self._steps += 1
         mask = torch.zeros((), dtype=self._cache.dtype, device=tokens.device).where(
             self._visible[:, None, :, :stop], -torch.inf
         )
         return self._logits(tokens, positions, mask, None).view(*tokens.shape, -1)
+
+    def _prune(self) -> None:
+        """Forget the entries that no beam looks at any more: those of hypotheses that have died out."""
+        first, last = self._prompt_width, self._filled
+        suffix = self._visible[:, :, first:last]
+        alive = suffix.any(1)
+        self._filled = first + int(alive.sum(1).max())
+        order = alive.byte().argsort(dim=1, descending=True, stable=True)[:, : self._filled - first]
+        self._visible[:, :, first : self._filled] = suffix.gather(2, order[:, None].expand(-1, self._beams, -1))
+        self._visible[:, :, self._filled : last] = False
+        for layer in self._cache:
+            entries = order[None, :, None, :, None].expand(2, -1, self._heads, -1, layer.shape[-1])
+            layer[:, :, :, first : self._filled] = layer[:, :, :, first:last].gather(3, entries)
 
     def keep(self, rows: Tensor) -> None:
         """Forget all prompts but `rows` (kept,), which are sorted."""
