@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lora_dist.config import ModelSettings
+from lora_dist.demo_corpus import write_corpus
 from lora_dist.model import load_base, load_tokenizer
 
 torch.set_num_threads(1)
@@ -87,3 +88,10 @@ def _train_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("launch") / "corpus"
+    write_corpus(folder, seed=1, num_train_mrs=12)
+    return folder

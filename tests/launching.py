@@ -1,0 +1,72 @@
+"""Starting the real commands, with and without a launcher, for the tests that need several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "accelerate_configs"
+TIMEOUT = 240  # seconds for one launch
+
+
+def lora_dist(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run a command of the package, under `launcher` if there is one, and require that it works."""
+    result = attempt(*arguments, launcher=launcher)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def attempt(*arguments: object, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the package, whatever comes of it."""
+    process = begin(*arguments, launcher=launcher, **variables)
+    try:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    except BaseException:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def begin(*arguments: object, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
+    """Start a command of the package."""
+    # In fp32 also without a launcher; and its own choice of threads would differ between one process and several.
+    common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_MIXED_PRECISION": "no"}
+    command = [sys.executable, "-m", *launcher, "-m", "lora_dist"] if launcher else [sys.executable, "-m", "lora_dist"]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **common, **variables},
+    )
+
+
+def launcher(config: str, processes: int | None = None) -> tuple[str, ...]:
+    """accelerate launch with one of the shipped configs, in fp32."""
+    count = () if processes is None else ("--num_processes", str(processes))
+    return ("accelerate.commands.launch", "--config_file", str(CONFIGS / config), "--mixed_precision", "no", *count)
+
+
+def recipe(base: Path, corpus: Path) -> list[object]:
+    """17 examples in global batches of 8: the last has one, so the second of two ranks has none. No dropout."""
+    return [
+        *("improved", "--model.name", base, "--data.dir", corpus, "--data.limit-train", 17, "--device", "cpu"),
+        *("--train.epochs", 2, "--train.learning-rate", 1e-2, "--train.warmup-steps", 2, "--train.log-steps", 1),
+        *("--train.checkpoint-steps", 2, "--train.max-grad-norm", 5, "--model.dropout", 0, "--lora.dropout", 0),
+    ]
+
+
+def metrics(run: Path, key: str) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if key in row]
+
+
+def adapter(run: Path) -> torch.Tensor:
+    """All trained numbers in one vector, in the order of their names."""
+    state = load_file(run / "adapter" / "adapter_model.safetensors")
+    return torch.cat([state[name].flatten().double() for name in sorted(state)])
