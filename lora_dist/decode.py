@@ -19,6 +19,7 @@ from transformers import GPT2LMHeadModel
 from lora_dist.batches import encode_prompts
 from lora_dist.beam import Sentence, beam_search
 from lora_dist.config import DecodeSettings, ModelSettings, Settings, UserError, to_json
+from lora_dist.decoder import prepare
 from lora_dist.device import free_memory
 from lora_dist.distributed import SharedCounter, World, barrier, first_on_node, gather_by_index, on_main
 from lora_dist.e2e import fingerprint, format_outputs, format_references, group_by_mr, is_official, load_split, one_line
@@ -85,7 +86,7 @@ def generate(settings: Settings, adapter: Path, device: torch.device, mrs: Seque
 def load_for_decoding(settings: Settings, adapter: Path, device: torch.device) -> tuple[GPT2LMHeadModel, Any]:
     """GPT-2 with the adapter merged, in the precision of decoding and evaluation mode, and its tokenizer."""
     model, tokenizer = load_merged(settings.model, adapter)
-    return model.to(device, DTYPES[settings.decode.precision]).eval(), tokenizer
+    return prepare(model.to(device, DTYPES[settings.decode.precision])), tokenizer
 
 
 def load_merged(settings: ModelSettings, adapter: Path) -> tuple[GPT2LMHeadModel, Any]:

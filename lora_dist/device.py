@@ -1,5 +1,6 @@
 """Which device this process computes on, and in which precision it holds the frozen weights."""
 
+import ctypes
 import os
 import sys
 
@@ -75,3 +76,14 @@ def compute_precision(device: torch.device) -> Precision:
 def free_memory(device: torch.device) -> int:
     """Bytes of memory that are free where `device` computes."""
     return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what tensors free, where it is glibc's; for work on a CPU.
+
+    By default it hands large blocks back to the system, which then clears their pages again at each step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes: its largest value
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes

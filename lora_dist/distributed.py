@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d as distributed
 
 from lora_dist.config import Precision, UserError
-from lora_dist.device import choose_device, compute_precision
+from lora_dist.device import choose_device, compute_precision, keep_freed_memory
 
 T = TypeVar("T")
 
@@ -89,6 +89,8 @@ def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = 
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     _refuse_unjoined_copies(launched)
     on_cpu = choose_device(device, launched)
+    if on_cpu:
+        keep_freed_memory()
     if on_cpu and launched > 1:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", launched))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))

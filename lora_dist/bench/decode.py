@@ -22,6 +22,7 @@ from lora_dist.bench import Row
 from lora_dist.bench.machine import Measurement, matmul_ceiling, measure_apart, measure_together
 from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision
 from lora_dist.decode import batch_tokens, chunks
+from lora_dist.decoder import prepare
 from lora_dist.e2e import group_by_mr, load_split
 from lora_dist.model import DTYPES, load_base, load_tokenizer
 
@@ -65,9 +66,9 @@ def bench_decode(
         tokenizer.save_pretrained(name)
         job = Job(Path(name), replace(settings, max_new_tokens=NEW_TOKENS), tokenizer.eos_token_id)
         found = _measure_all(job, prompts, threads)
-        shares = _shares(gpt2, job, prompts)
         one = measure_apart(_ours, job, prompts, "fp32", threads=1)
-        two = measure_together(_ours, [(job, share, "fp32") for share in shares])
+        halves = [sorted(prompts, key=len)[rank::2] for rank in range(2)]
+        two = measure_together(_ours, [(job, half, "fp32") for half in halves])
     return [*_rows(found, _work(gpt2, prompts, settings.num_beams), len(prompts), threads), _scaling(one, two, prompts)]
 
 
@@ -128,20 +129,12 @@ def _random_gpt2(shape: str, words: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=words, n_layer=layers, n_head=heads, n_embd=width))
 
 
-def _shares(model: GPT2LMHeadModel, job: Job, prompts: Prompts) -> list[Prompts]:
-    """The prompts of two processes, in chunks taken in turn."""
-    sizes = chunks(
-        [len(p) for p in prompts], job.settings.num_beams * NEW_TOKENS, batch_tokens(model, job.settings, 1) // 2
-    )
-    return [[prompts[i] for chunk in sizes[rank::2] for i in chunk] for rank in range(2)]
-
-
 def _load(job: Job, precision: Precision) -> GPT2LMHeadModel:
     return GPT2LMHeadModel.from_pretrained(job.folder, dtype=DTYPES[precision]).eval()
 
 
 def _ours(job: Job, prompts: Prompts, precision: Precision) -> tuple[float, None]:
-    model = _load(job, precision)
+    model = prepare(_load(job, precision))
     never = -1  # an end-of-text that does not come
     todo = chunks([len(p) for p in prompts], job.settings.num_beams * NEW_TOKENS, batch_tokens(model, job.settings, 1))
     beam_search(model, prompts[:1], replace(job.settings, max_new_tokens=2), never)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lora_dist.config import Precision
+from lora_dist.device import keep_freed_memory
 from lora_dist.model import DTYPES
 
 
@@ -41,6 +42,7 @@ def measure_together(program: Callable[..., tuple[float, Any]], shares: Sequence
 
 
 def _measure(program: Callable[..., tuple[float, Any]], arguments: tuple[Any, ...], threads: int) -> Measurement:
+    keep_freed_memory()  # the same for all programs
     torch.set_num_threads(threads)
     seconds, result = program(*arguments)
     return Measurement(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, result)
