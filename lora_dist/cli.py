@@ -54,12 +54,12 @@ class DecodeCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateCommand:
-    """Print one sentence for one meaning representation."""
+    """Print a sentence for each of some meaning representations; with --decode.num-return, the best few and scores."""
 
     run: Positional[Path]
     """Folder of a run with an adapter."""
-    mr: Positional[str]
-    """Such as "name[The Eagle], food[French]"."""
+    mrs: Positional[tuple[str, ...]]
+    """Each such as "name[The Eagle], food[French]"."""
     model: ModelSettings = field(default_factory=ModelSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     device: str = "auto"
@@ -246,17 +246,21 @@ def report(argv: Sequence[str]) -> int:
 
 
 def generate(argv: Sequence[str]) -> int:
-    """One sentence for one MR: generate RUN "name[The Eagle], food[French]"."""
+    """A sentence for each MR: generate RUN "name[The Eagle], food[French]" ..."""
     from lora_dist.decode import generate as generate_sentences
     from lora_dist.distributed import world
     from lora_dist.e2e import format_mr, parse_mr
 
     command = _with_settings_of_run(GenerateCommand, "generate", argv)
-    mr = format_mr(parse_mr(command.mr))
+    if not command.mrs:
+        raise UserError('generate needs a meaning representation, such as "name[The Eagle], food[French]"')
+    mrs = [format_mr(parse_mr(mr)) for mr in command.mrs]
     folder = RunDir(command.run)
     settings = replace(folder.settings(), model=command.model, decode=command.decode)
     with world(command.device) as here:
-        print(generate_sentences(settings, folder.adapter, here.device, [mr])[0])
+        for sentences in generate_sentences(settings, folder.adapter, here.device, mrs):
+            for text, score in sentences:
+                print(text if settings.decode.num_return == 1 else f"{score:.4f}\t{text}")
     return 0
 
 

@@ -76,11 +76,11 @@ def _row(sentences: Found) -> dict[str, Any]:
     return {"text": text, "score": score, **more}
 
 
-def generate(settings: Settings, adapter: Path, device: torch.device, mrs: Sequence[str]) -> list[str]:
-    """One sentence for each meaning representation."""
+def generate(settings: Settings, adapter: Path, device: torch.device, mrs: Sequence[str]) -> list[Found]:
+    """The `num_return` best sentences for each meaning representation."""
     model, tokenizer = load_for_decoding(settings, adapter, device)
-    sentences = beam_search(model, encode_prompts(tokenizer, mrs), settings.decode, tokenizer.eos_token_id)
-    return [to_text(tokenizer, best) for best, *_ in sentences]
+    searched = beam_search(model, encode_prompts(tokenizer, mrs), settings.decode, tokenizer.eos_token_id)
+    return [_best(sentences, settings.decode, tokenizer) for sentences in searched]
 
 
 def load_for_decoding(settings: Settings, adapter: Path, device: torch.device) -> tuple[GPT2LMHeadModel, Any]:
@@ -102,6 +102,10 @@ def load_merged(settings: ModelSettings, adapter: Path) -> tuple[GPT2LMHeadModel
     load_adapter(adapter, model, tokenizer)
     fold(model)
     return model, tokenizer
+
+
+def _best(sentences: Sequence[Sentence], settings: DecodeSettings, tokenizer: Any) -> Found:
+    return [(to_text(tokenizer, sentence), sentence.score) for sentence in sentences[: settings.num_return]]
 
 
 def to_text(tokenizer: Any, sentence: Sentence) -> str:
@@ -166,8 +170,7 @@ def _decode_share(
             searched = beam_search(model, [prompts[i] for i in chunk], settings, tokenizer.eos_token_id)
             for index, sentences in zip(chunk, searched, strict=True):
                 if index not in done:
-                    best = sentences[: settings.num_return]
-                    found[index] = [(to_text(tokenizer, sentence), sentence.score) for sentence in best]
+                    found[index] = _best(sentences, settings, tokenizer)
                     ledger.write(json.dumps([index, found[index]], ensure_ascii=False) + "\n")
             ledger.flush()
             bar.update(finished.add(len(chunk)) - bar.n)
