@@ -303,7 +303,7 @@ def bench(argv: Sequence[str]) -> int:
         print(f"decode  {BenchDecodeCommand.__doc__}\nscore   {BenchScoreCommand.__doc__}")
         return 0
     else:
-        raise UserError(f"bench {what or 'alone'} measures nothing: give lora-dist bench decode or lora-dist bench score")
+        raise UserError(f"bench {what}: there is no such job, give lora-dist bench decode or lora-dist bench score")
     print(table(rows))
     if file is not None:
         save_text(file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
