@@ -197,6 +197,18 @@ def write_text(path: Path, text: str) -> None:
     _sync_folder(path.parent)
 
 
+def save_text(path: Path, text: str) -> None:
+    """Write a file that a user asked for.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): name another file") from error
+
+
 @contextmanager
 def new_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` once the block has ended well.

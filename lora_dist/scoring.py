@@ -20,7 +20,7 @@ from lora_dist.metrics.files import Instances, read_pair
 from lora_dist.metrics.mteval import Variant
 from lora_dist.metrics.sentences import sentence_scores
 from lora_dist.metrics.slots import count_errors
-from lora_dist.run_dir import RunDir, read_json, write_json, write_text
+from lora_dist.run_dir import RunDir, read_json, save_text, write_json
 
 SEED = 0
 """Of the bootstrap: it draws the same instances for everyone."""
@@ -169,18 +169,6 @@ def sentence_table(instances: Instances, columns: Mapping[str, NDArray[Any]]) ->
     for source, output, *values in zip(instances.sources, instances.outputs, *columns.values(), strict=True):
         writer.writerow([one_line(source), one_line(output), *(f"{value:.4f}" for value in values)])
     return written.getvalue()
-
-
-def save_text(path: Path, text: str) -> None:
-    """Write a file that a user asked for.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): name another file") from error
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

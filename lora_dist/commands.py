@@ -1,0 +1,144 @@
+"""What each command takes, beside the sections of `config`; the docstrings are the command line's help."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(Settings):
+    """Settings of a new run, the paper's unless changed here."""
+
+    out: Path = Path("runs/run")
+    """Folder of the run."""
+    resume: bool = False
+    """Go on with the run in --out, from its newest complete checkpoint."""
+    overwrite: bool = False
+    """Delete the run in --out first."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes what the launcher gives, or the GPU with most free memory."""
+
+    def settings(self) -> Settings:
+        """What decides the result."""
+        return Settings(model=self.model, lora=self.lora, data=self.data, train=self.train, decode=self.decode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeCommand:
+    """Write one sentence for each meaning representation of the test set to RUN/decode."""
+
+    run: Positional[Path]
+    """Folder of a run with an adapter."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateCommand:
+    """Print a sentence for each of some meaning representations; with --decode.num-return, the best few and scores."""
+
+    run: Positional[Path]
+    """Folder of a run with an adapter."""
+    mrs: Positional[tuple[str, ...]]
+    """Each such as "name[The Eagle], food[French]"."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeCommand:
+    """Write the base model with the adapter merged into its weights: a plain GPT-2 that transformers loads."""
+
+    run: Positional[Path]
+    """Folder of a run with an adapter."""
+    out: Positional[Path]
+    """Folder to write; must not exist, or be empty."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreCommand:
+    """The five metrics of the E2E NLG Challenge, as its official script computes them."""
+
+    references: Annotated[Positional[Path], tyro.conf.arg(metavar="REFERENCES")]
+    """Human references: text with an empty line between two instances, or a .tsv or .csv with the columns mr, ref."""
+    outputs: Annotated[Positional[Path], tyro.conf.arg(metavar="OUTPUTS")]
+    """Outputs in the same order: text with one a line, or a .tsv or .csv with the columns mr, output."""
+    mteval: Literal["perl", "python"] = "perl"
+    """Which of the official script's two programs for BLEU and NIST: its default, or that of its -p option."""
+    json: bool = False
+    """Print the scores as a JSON object."""
+    mrs: Path | None = None
+    """Meaning representations, one a line or in the column mr of a .tsv or .csv: add the slot error rate."""
+    sentence_level: Path | None = None
+    """Also write the scores of each instance to this file, as tab-separated text."""
+    bootstrap: int | None = None
+    """Add 95 % intervals from so many resamples of the instances, such as 1000."""
+    against: Path | None = None
+    """Another system's outputs: add a paired test of the differences (needs --bootstrap)."""
+    save: Path | None = None
+    """Also write that object to this file, such as RUN/scores.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """The paper's Table 3 with these runs beside it, as report.md and report.html."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Folders of scored runs."""
+    out: Path | None = None
+    """Folder for the two files; the first run's if not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchScoreCommand:
+    """Time to score the 630 test outputs against the 4,693 references, beside the official script's."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    official: Path | None = None
+    """Checkout of github.com/tuetschek/e2e-metrics, to be measured in the same run."""
+    json: Path | None = None
+    """Also write the rows (name, value, unit, ratio) to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchDecodeCommand:
+    """Seconds to decode a meaning representation, beside transformers' generate and CTranslate2 where installed."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    shape: Literal["small", "medium"] | None = None
+    """Random weights of GPT-2's published shape in place of the model's, whose tokenizer is used all the same."""
+    data: DataSettings = field(default_factory=DataSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    count: int = 32
+    """Meaning representations to decode, spread evenly over the test set."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """CPU threads of each program."""
+    json: Path | None = None
+    """Also write the rows (name, value, unit, ratio) to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand:
+    """The whole job offline: synthetic corpus, tiny base model, LoRA, decoding, scores, report."""
+
+    out: Path = Path("runs/demo")
+    """Folder for everything; what an earlier demo left there is replaced."""
+    seed: int = 42
+    """Seed of corpus, base model and training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorCommand:
+    """What this machine offers."""
