@@ -105,7 +105,7 @@ def _search(
         scores, parents, words = _candidates(logits, running, banned, 2 * settings.num_beams)
         parents, words = _advance(beams, scores, parents, words, length, settings, eos_id)
         done = beams.done.tolist()  # the one time a step that the host waits for the device
-        if all(done):
+        if all(done) or length == settings.max_new_tokens:
             break
         if sum(done) >= LEAVE_AT * len(done):
             _collect(found, beams.take(beams.done), eos_id)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from lora_dist.gpt2 import fuse_activation, run_body
+from lora_dist.gpt2 import run_body
 
 PRUNE_EVERY = 8
 """Steps after which entries that no beam looks at any more are taken out."""
@@ -21,7 +21,6 @@ PRUNE_EVERY = 8
 
 def prepare(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     """Lay out `model`, in place, as decoding is fastest; it computes what it did."""
-    fuse_activation(model.transformer)
     # The product with few rows reads the weight along the vocabulary.
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.t().contiguous().t(), requires_grad=False)
     return model.eval()
