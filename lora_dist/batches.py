@@ -141,6 +141,11 @@ def rank_share(batch: Indices, lengths: Indices, rank: int, world_size: int, acc
     return np.array_split(share, accumulation_steps)
 
 
+def checksum(ids: Indices) -> int:
+    """A number that tells sets of examples `ids` (n,) apart, and whose sum over ranks is that of all their examples."""
+    return int(((ids + 1) * 2654435761 % 2**32).sum())  # Knuth's multiplicative hash
+
+
 def dev_batches(lengths: Indices, batch_size: int, world_size: int) -> list[Indices]:
     """All examples in batches of like length, filled up with empty batches to a multiple of the world size.
 

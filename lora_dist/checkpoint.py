@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from lora_dist.config import LoraSettings, UserError
@@ -48,7 +49,7 @@ def save(
     if world.is_main and updates not in run.steps():
         with new_folder(run.checkpoint(updates), marker="COMPLETE") as folder:
             save_adapter(folder, adapter, lora, base)
-            save_file(moments, folder / OPTIMIZER)
+            (folder / OPTIMIZER).write_bytes(tensors_to_bytes(moments))
             write_json(folder / STATE, {"updates": updates, "recipe": recipe})
         run.keep_newest(keep)
     barrier(world)

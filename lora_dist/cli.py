@@ -3,12 +3,15 @@
 Modules that need torch are imported by the commands that need them, so that scoring and `--help` start at once.
 """
 
+import errno
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
@@ -25,7 +28,13 @@ from lora_dist.commands import (
     TrainCommand,
 )
 from lora_dist.config import BASELINE, IMPROVED, UserError
+from lora_dist.interruption import EXIT_CODE as INTERRUPTED
+from lora_dist.interruption import Interrupted
+from lora_dist.launcher import restarted
 from lora_dist.run_dir import RunDir, save_text
+
+if TYPE_CHECKING:
+    from lora_dist.distributed import World
 
 PRESETS = {"baseline": BASELINE, "improved": IMPROVED}
 
@@ -33,7 +42,7 @@ PRESETS = {"baseline": BASELINE, "improved": IMPROVED}
 def run(argv: Sequence[str]) -> int:
     """Train, decode, score and report in one launch: run {baseline,improved} --out DIR."""
     from lora_dist.decode import decode
-    from lora_dist.distributed import on_main, world
+    from lora_dist.distributed import on_main
     from lora_dist.e2e import load_split
     from lora_dist.metrics.java import find_java
     from lora_dist.report import write_report
@@ -42,10 +51,9 @@ def run(argv: Sequence[str]) -> int:
 
     command = _preset_command("run", argv)
     folder = RunDir(command.out)
-    with world(command.device, tracker=command.train.tracker, folder=command.out) as here:
-        on_main(here, lambda: folder.check(resume=command.resume, overwrite=command.overwrite))
+    with _training_world(command) as here:
         on_main(here, lambda: (str(find_java()), len(load_split(command.data, "test"))))  # not after hours of training
-        train_adapter(command.settings(), folder, here, overwrite=command.overwrite)
+        train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarted())
         decode(command.settings(), folder, here)
         is_main = here.is_main
     if is_main:  # no rank waits while Java computes METEOR
@@ -56,14 +64,12 @@ def run(argv: Sequence[str]) -> int:
 
 def train(argv: Sequence[str]) -> int:
     """Train an adapter to OUT/adapter: train {baseline,improved} --out DIR."""
-    from lora_dist.distributed import on_main, world
     from lora_dist.train import train as train_adapter
 
     command = _preset_command("train", argv)
     folder = RunDir(command.out)
-    with world(command.device, tracker=command.train.tracker, folder=command.out) as here:
-        on_main(here, lambda: folder.check(resume=command.resume, overwrite=command.overwrite))
-        train_adapter(command.settings(), folder, here, overwrite=command.overwrite)
+    with _training_world(command) as here:
+        train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarted())
         if here.is_main:
             print(f"adapter in {folder.adapter}; next: lora-dist decode {folder.root}")
     return 0
@@ -77,7 +83,7 @@ def decode(argv: Sequence[str]) -> int:
     command = _with_settings_of_run(DecodeCommand, "decode", argv)
     folder = RunDir(command.run)
     settings = replace(folder.settings(), model=command.model, data=command.data, decode=command.decode)
-    with world(command.device) as here:
+    with world(command.device, hang_timeout=command.hang_timeout) as here:
         decode_test_set(settings, folder, here)
         if here.is_main:
             print(
@@ -208,8 +214,25 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
+@contextmanager
+def _training_world(command: TrainCommand) -> Iterator["World"]:
+    """The processes of a training, once it is clear that its folder may be written to."""
+    from lora_dist.distributed import on_main, world
+
+    resume = command.resume or restarted()  # what torchrun starts again goes on where it was
+    with world(
+        command.device, tracker=command.train.tracker, folder=command.out, hang_timeout=command.hang_timeout
+    ) as here:
+        on_main(here, lambda: RunDir(command.out).check(resume=resume, overwrite=command.overwrite))
+        yield here
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it worked, 2 for a mistake of the user, which is told in one sentence."""
+    """Run one command and return its exit code.
+
+    0 if it worked, 2 for a mistake of the user, which is told in one sentence, `interruption.EXIT_CODE` if a signal
+    ended it and the same command goes on where it was.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -218,10 +241,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[0] not in COMMANDS:
             raise UserError(f"there is no command {arguments[0]}: choose one of {', '.join(COMMANDS)}")
         return COMMANDS[arguments[0]](arguments[1:])
-    except (UserError, FloatingPointError) as error:
+    except (UserError, FloatingPointError, Interrupted) as error:
         if os.environ.get("RANK", "0") == "0":  # the other ranks would say the same
             print(f"lora-dist: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return 2 if isinstance(error, UserError) else INTERRUPTED if isinstance(error, Interrupted) else 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            "lora-dist: the disk is full; nothing that was complete is lost: make room, then give the same command "
+            "again, a training with --resume",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("lora-dist: stopped by Ctrl-C", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _usage() -> str:

@@ -1,5 +1,6 @@
 """What each command takes, beside the sections of `config`; the docstrings are the command line's help."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,17 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Settings
+from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Settings, UserError
+
+
+def check_hang_timeout(seconds: float) -> None:
+    """Refuse a time that is none.
+
+    Raises:
+        UserError: if it is below 0 or not finite.
+    """
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"--hang-timeout is {seconds}: give a number of seconds, or 0 to wait for ever")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +34,11 @@ class TrainCommand(Settings):
     """Delete the run in --out first."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto takes what the launcher gives, or the GPU with most free memory."""
+    hang_timeout: float = 1800.0
+    """Seconds without progress after which each process says where it is and ends; 0 waits for ever."""
+
+    def __post_init__(self) -> None:
+        check_hang_timeout(self.hang_timeout)
 
     def settings(self) -> Settings:
         """What decides the result."""
@@ -40,6 +56,11 @@ class DecodeCommand:
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    hang_timeout: float = 1800.0
+    """Seconds without progress after which each process says where it is and ends; 0 waits for ever."""
+
+    def __post_init__(self) -> None:
+        check_hang_timeout(self.hang_timeout)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from lora_dist.decoder import prepare
 from lora_dist.device import free_memory
 from lora_dist.distributed import SharedCounter, World, barrier, first_on_node, gather_by_index, on_main
 from lora_dist.e2e import fingerprint, format_outputs, format_references, group_by_mr, is_official, load_split, one_line
+from lora_dist.interruption import Interrupted, heed_signals
 from lora_dist.lora import fold
 from lora_dist.model import ADAPTER_WEIGHTS, DTYPES, base_fingerprint, load_adapter, load_base, load_tokenizer
 from lora_dist.run_dir import RunDir, versions, write_json, write_jsonl, write_text
@@ -40,6 +41,7 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
 
     Raises:
         UserError: if adapter, base model or data are missing or do not fit.
+        Interrupted: when a signal asked this rank to end; the ledger has what it decoded.
         RuntimeError: if the ranks' sentences are not exactly one for each meaning representation.
     """
     examples = first_on_node(world, lambda: load_split(settings.data, "test"))
@@ -164,8 +166,11 @@ def _decode_share(
     started, finished = SharedCounter(world), SharedCounter(world)
     total = sum(map(len, todo))
     bar = tqdm(total=total, desc="decode", unit="sentence", disable=not world.is_main, dynamic_ncols=True)
-    with bar, run.ledger(world.rank).open("a", encoding="utf-8") as ledger:
+    with bar, heed_signals() as request, run.ledger(world.rank).open("a", encoding="utf-8") as ledger:
         while (number := started.add(1) - 1) < len(todo):
+            if request.signal is not None:  # no word of the others is needed: each has its own ledger
+                raise Interrupted(f"{request.signal} ended the decoding; the same command goes on with what is left")
+            world.watchdog.note(f"chunk {number + 1} of {len(todo)}")
             chunk = todo[number]
             searched = beam_search(model, [prompts[i] for i in chunk], settings, tokenizer.eos_token_id)
             for index, sentences in zip(chunk, searched, strict=True):
@@ -176,7 +181,9 @@ def _decode_share(
             bar.update(finished.add(len(chunk)) - bar.n)
         while world.is_main and finished.add(0) < total:  # the others' last chunks
             time.sleep(0.2)
-            bar.update(finished.add(0) - bar.n)
+            if (more := finished.add(0) - bar.n) > 0:
+                world.watchdog.note("waiting for the other ranks' last chunks")
+                bar.update(more)
     return found
 
 

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lora_dist.config import UserError
 from lora_dist.demo_corpus import plain_texts, write_corpus
-from lora_dist.distributed import launch_command
+from lora_dist.launcher import launch_command
 from lora_dist.run_dir import RunDir
 
 END_OF_TEXT = "<|endoftext|>"

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import sys
 
 import psutil
@@ -76,6 +77,13 @@ def compute_precision(device: torch.device) -> Precision:
 def free_memory(device: torch.device) -> int:
     """Bytes of memory that are free where `device` computes."""
     return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this process has held so far: a GPU's tensors, or all that it had resident in a CPU's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def keep_freed_memory() -> None:

@@ -6,7 +6,7 @@ under which strategy it runs.
 """
 
 import os
-import sys
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +25,20 @@ from torch.distributed import distributed_c10d as distributed
 
 from lora_dist.config import Precision, UserError
 from lora_dist.device import choose_device, compute_precision, keep_freed_memory
+from lora_dist.interruption import StopRequest
+from lora_dist.launcher import launched_processes, processes_on_this_machine, uses_deepspeed
+from lora_dist.watchdog import Watchdog
 
 T = TypeVar("T")
 
-COLLECTIVE_TIMEOUT = timedelta(hours=2)
-"""How long a rank waits for the others: above the slowest decode of a rank, below a lost night."""
+HANG_TIMEOUT = 1800.0
+"""Seconds without progress after which a process ends: above the slowest download, chunk or batch."""
+
+TIMEOUT_MARGIN = 300.0
+"""Seconds that a collective waits beyond that, so that the watchdog, which says more, is the first to end a rank."""
+
+NO_TIMEOUT = 10 * 365 * 24 * 3600.0
+"""Seconds that stand for waiting for ever."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,10 @@ class World:
     accelerator: Accelerator
     precision: Precision
     """Number format of the frozen weights while training."""
+    watchdog: Watchdog
+    """To be told of progress, as it ends a process that makes none."""
+    hosts: distributed.ProcessGroup | None
+    """All ranks over gloo, for words that no GPU shall wait for; None for one process."""
 
     @property
     def rank(self) -> int:
@@ -75,26 +88,28 @@ class World:
 
 
 @contextmanager
-def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = None) -> Iterator[World]:
+def world(
+    device: str = "auto", *, tracker: str = "none", folder: Path | None = None, hang_timeout: float = HANG_TIMEOUT
+) -> Iterator[World]:
     """Join the processes that the launcher started, and leave them in order at the end.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`; a number only without a launcher.
         tracker: an experiment tracker of accelerate's, or `none`.
         folder: where the tracker writes.
+        hang_timeout: seconds without progress after which a rank says where it is and ends; 0 is for ever.
 
     Raises:
         UserError: if the device, the precision or a package is not there, or the processes would not find each other.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    _refuse_unjoined_copies(launched)
+    launched = launched_processes()
     on_cpu = choose_device(device, launched)
     if on_cpu:
         keep_freed_memory()
     if on_cpu and launched > 1:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", launched))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
-    _require_packages(tracker)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes_on_this_machine()))
+    _require_tracker(tracker)
+    patience = timedelta(seconds=hang_timeout + TIMEOUT_MARGIN if hang_timeout else NO_TIMEOUT)
     backend = "gloo" if on_cpu and (launched > 1 or uses_deepspeed()) else None
     accelerator = Accelerator(
         cpu=on_cpu and not uses_deepspeed(),
@@ -102,7 +117,7 @@ def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = 
         step_scheduler_with_optimizer=False,
         log_with=None if tracker == "none" else tracker,
         project_dir=None if folder is None else str(folder),
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=COLLECTIVE_TIMEOUT)],
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=patience)],
     )
     if accelerator.num_processes != launched:
         raise UserError(
@@ -112,22 +127,21 @@ def world(device: str = "auto", *, tracker: str = "none", folder: Path | None = 
     assert launched == 1 or accelerator.distributed_type != DistributedType.NO
     load_weights_whole()
     _hush_deepspeed()
+    hosts = distributed.new_group(backend="gloo", timeout=patience) if launched > 1 else None
+    name = f"rank {accelerator.process_index} of {launched}"
     try:
-        yield World(accelerator, compute_precision(accelerator.device))
-        accelerator.wait_for_everyone()
+        with Watchdog(name, hang_timeout) as watchdog:
+            yield World(accelerator, compute_precision(accelerator.device), watchdog, hosts)
+            accelerator.wait_for_everyone()
     finally:
         accelerator.end_training()  # ends trackers and destroys the process group, before the interpreter does
 
 
-def _require_packages(tracker: str) -> None:
-    """Refuse what accelerate would pass over in silence (a tracker) or with a traceback (DeepSpeed)."""
+def _require_tracker(tracker: str) -> None:
+    """Refuse what accelerate would pass over in silence."""
     if tracker != "none" and find_spec(tracker) is None:
         raise UserError(
             f"--train.tracker {tracker} needs a package that is missing: pip install 'lora-dist[{tracker}]'"
-        )
-    if uses_deepspeed() and find_spec("deepspeed") is None:
-        raise UserError(
-            "the accelerate config asks for DeepSpeed, which is missing: pip install deepspeed, or use ddp.yaml"
         )
 
 
@@ -141,29 +155,6 @@ def load_weights_whole() -> None:
     from transformers.integrations import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()
-
-
-def launch_command(processes: int) -> list[str]:
-    """The beginning of a command line that starts a Python file or module in `processes` processes on this machine."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    plain = ["--num_machines", "1", "--num_processes", str(processes), "--mixed_precision", "bf16"]
-    return [*launcher, *plain, *(["--multi_gpu", "--main_process_port", "0"] if processes > 1 else [])]
-
-
-def uses_deepspeed() -> bool:
-    """Whether the launcher's config asks for DeepSpeed."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-
-
-def _refuse_unjoined_copies(launched: int) -> None:
-    """MPI and srun start copies of a command; only torchrun's variables join them."""
-    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        copies = int(os.environ.get(name) or 1)
-        if copies > 1 and launched == 1:
-            raise UserError(
-                f"{copies} copies of this command were started ({name}={copies}) that do not know of each other: start "
-                "one task a node, and in it accelerate launch (see launch/multi_node.slurm)"
-            )
 
 
 def on_main(world: World, work: Callable[[], T]) -> T:
@@ -251,6 +242,16 @@ class SharedCounter:
             return int(self._store.add("value", amount))
         self._value += amount
         return self._value
+
+
+def stop_asked(world: World, request: StopRequest) -> str | None:
+    """The signal that asked any of the ranks to end, on all of them at once; every rank has to call it."""
+    if world.hosts is None:
+        return request.signal
+    numbers = torch.tensor([signal.Signals[request.signal] if request.signal else 0])
+    distributed.all_reduce(numbers, op=distributed.ReduceOp.MAX, group=world.hosts)
+    number = int(numbers[0])
+    return signal.Signals(number).name if number else None
 
 
 def sum_over_ranks(world: World, values: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from importlib import metadata
 import torch
 
 from lora_dist.config import UserError
-from lora_dist.distributed import launch_command, sum_over_ranks, world
+from lora_dist.distributed import sum_over_ranks, world
+from lora_dist.launcher import launch_command
 from lora_dist.metrics.java import find_java
 from lora_dist.run_dir import versions
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 from transformers import AddedToken, AutoConfig, AutoTokenizer, GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
@@ -176,9 +177,10 @@ def save_adapter(folder: Path, state: Mapping[str, Tensor], settings: LoraSettin
         "inference_mode": True,
     }
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file({key: value.contiguous() for key, value in state.items()}, folder / ADAPTER_WEIGHTS)
+    # By way of bytes: a full disk then is an OSError, which safetensors' own writer hides in an error of its own.
+    (folder / ADAPTER_WEIGHTS).write_bytes(tensors_to_bytes({key: value.contiguous() for key, value in state.items()}))
     metadata = {"base_fingerprint": base.fingerprint}
-    save_file({REFERENCE_TOKEN: base.reference_row}, folder / REFERENCE_ROW, metadata=metadata)
+    (folder / REFERENCE_ROW).write_bytes(tensors_to_bytes({REFERENCE_TOKEN: base.reference_row}, metadata=metadata))
 
 
 def load_adapter(folder: Path, model: GPT2LMHeadModel, tokenizer: Any) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_dist.distributed import World, load_weights_whole, uses_deepspeed
+from lora_dist.distributed import World, load_weights_whole
+from lora_dist.launcher import uses_deepspeed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """torch's names of AdamW's running means of the gradient and of its square."""

@@ -18,6 +18,9 @@ from typing import Any
 from lora_dist import __version__
 from lora_dist.config import Settings, UserError, from_json, to_json
 
+PART = ".part."
+"""How the names of files and folders begin that are still being written."""
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -104,6 +107,8 @@ class RunDir:
         if self.root.is_dir() and any(self.root.iterdir()):
             if overwrite and not self.config.is_file():
                 raise UserError(f"--out {self.root} is not the folder of a run, so --overwrite leaves it alone")
+            if resume and not self.config.is_file() and any(not p.name.startswith(PART) for p in self.root.iterdir()):
+                raise UserError(f"--out {self.root} is not the folder of a run, so there is nothing to --resume there")
             if not (resume or overwrite):
                 raise UserError(
                     f"--out {self.root} holds another run: add --resume, --overwrite, or name another folder"
@@ -113,10 +118,22 @@ class RunDir:
             raise UserError(f"--out {self.root} cannot be written to: name another folder")
 
     def prepare(self, *, overwrite: bool) -> None:
-        """Make the folder, without the run it held if `overwrite`; to be called when all else has been checked."""
-        if overwrite and self.root.exists():
-            shutil.rmtree(self.root)
+        """Make the folder, without the run it held if `overwrite`; to be called when all else has been checked.
+
+        What a kill left half-written or half-deleted is removed.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
+        # Not the configuration: without it, what a kill in the middle of this leaves would not count as a run.
+        old = [path for path in self.root.iterdir() if path != self.config] if overwrite else []
+        checkpoints = {self.checkpoint(step) for step in self.steps()}
+        halves = [*self.root.rglob(f"{PART}*"), *(set(self.checkpoints.glob("step-*")) - checkpoints)]
+        for path in (*old, *halves):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        if overwrite:
+            self.config.unlink(missing_ok=True)
 
     def steps(self) -> list[int]:
         """Updates at which a complete checkpoint was written, oldest first."""
@@ -183,7 +200,7 @@ def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{PART}{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -216,7 +233,7 @@ def new_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]:
     With `marker` a file of that name is added last, after everything else has reached the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{PART}{path.name}."))
     old = temporary.with_name(f"{temporary.name}.old")
     try:
         os.chmod(temporary, 0o755)

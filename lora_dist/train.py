@@ -6,18 +6,19 @@ independent of how many ranks and accumulation steps share the batch, so these c
 
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from lora_dist import checkpoint, lora
 from lora_dist.batches import (
     TokenizedExamples,
+    checksum,
     collate,
     dev_batches,
     epoch_order,
@@ -27,8 +28,9 @@ from lora_dist.batches import (
     tokenize,
 )
 from lora_dist.config import DataSettings, Settings, TrainSettings, to_json
-from lora_dist.distributed import World, barrier, first_on_node, on_main, sum_over_ranks
+from lora_dist.distributed import World, barrier, first_on_node, on_main, stop_asked, sum_over_ranks
 from lora_dist.e2e import fingerprint, load_split
+from lora_dist.interruption import Interrupted, heed_signals
 from lora_dist.loss import ReferenceLoss
 from lora_dist.model import (
     DTYPES,
@@ -42,7 +44,7 @@ from lora_dist.model import (
 )
 from lora_dist.replica import Replica
 from lora_dist.run_dir import RunDir, new_folder, write_config
-from lora_dist.training_log import TrainingLog
+from lora_dist.training_log import TrainingLog, Update
 
 DEV_BATCH_SIZE = 16
 """Dev examples a forward pass: the result does not depend on it."""
@@ -64,6 +66,7 @@ def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = Fa
     Raises:
         UserError: for settings, data or a model that cannot be trained.
         FloatingPointError: on every rank, when the loss is no longer finite.
+        Interrupted: on every rank, after a checkpoint, when a signal asked one of them to end.
     """
     recipe = settings.train
     recipe.micro_batch_size(world.size)  # refuses before anything is loaded
@@ -87,17 +90,38 @@ def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = Fa
     pad_id = tokenizer.eos_token_id
     replica = _replicate(gpt2, recipe, saved, pad_id, world)
     log = TrainingLog(run, world, identity, done, total)
-    for update in range(done, total):
-        step, learning_rate = update + 1, recipe.learning_rate_at(update, total)
-        log.add(*_update(replica, data.train, recipe, update, learning_rate, pad_id, world))
-        save_now = step % recipe.checkpoint_steps == 0 or step == total
-        epoch = step / updates_per_epoch
-        if step % recipe.log_steps == 0 or save_now or epoch.is_integer():
-            log.write(step, epoch, learning_rate)
-        if epoch.is_integer() or step == total:
-            log.write_dev(step, epoch, *_dev_losses(replica, data.dev, pad_id, world))
-        if save_now:
+    with heed_signals() as request:
+
+        def save(step: int) -> None:
             checkpoint.save(run, replica, world, step, identity, settings.lora, base, recipe.keep_checkpoints)
+
+        def log_loss(step: int) -> None:
+            log.write(step, step / updates_per_epoch, recipe.learning_rate_at(step - 1, total))
+
+        def end_if_asked(step: int) -> None:
+            if (name := stop_asked(world, request)) is not None:
+                if log.pending:
+                    log_loss(step)
+                save(step)
+                raise Interrupted(f"{name} ended the training after update {step} of {total}: go on with --resume")
+
+        def evaluate(step: int) -> None:
+            if step and (step % updates_per_epoch == 0 or step == total) and step not in log.evaluated:
+                sums = _dev_losses(replica, data.dev, pad_id, world, lambda: end_if_asked(step))
+                log.write_dev(step, step / updates_per_epoch, *sums)
+
+        evaluate(done)  # what an end in the middle of it left to do
+        for update in range(done, total):
+            step = update + 1
+            world.watchdog.note(f"update {step} of {total}")
+            log.add(_update(replica, data.train, recipe, update, total, pad_id, world))
+            save_now = step % recipe.checkpoint_steps == 0 or step == total
+            if step % recipe.log_steps == 0 or step % updates_per_epoch == 0 or save_now:
+                log_loss(step)
+            if save_now:
+                save(step)
+            end_if_asked(step)
+            evaluate(step)
     log.close()
     adapter = replica.adapter()
     if world.is_main:
@@ -173,11 +197,11 @@ def _update(
     examples: TokenizedExamples,
     recipe: TrainSettings,
     update: int,
-    learning_rate: float,
+    total: int,
     pad_id: int,
     world: World,
-) -> tuple[Tensor, int, int, int]:
-    """One AdamW update; this rank's loss sums (2,), and the labels, tokens and examples of the global batch."""
+) -> Update:
+    """Update number `update` (from 0) of `total`, and what it counted."""
     epoch, position = divmod(update, recipe.updates_per_epoch(len(examples)))
     ids = global_batch(epoch_order(len(examples), recipe.seed, epoch), position, recipe.global_batch_size)
     micro_batches = rank_share(ids, examples.lengths, world.rank, world.size, recipe.accumulation_steps)
@@ -190,15 +214,20 @@ def _update(
         batch = collate(examples, share, pad_id).to(world.device)
         last = k == len(micro_batches) - 1
         sums += replica.train(*batch.inputs(), scale=world.size / labels, last=last)
-    replica.step(learning_rate)
-    return sums, labels, int(examples.lengths[ids].sum()), len(ids)
+    replica.step(recipe.learning_rate_at(update, total))
+    samples = sum(checksum(share) for share in micro_batches)
+    return Update(sums, samples, labels, int(examples.lengths[ids].sum()), len(ids))
 
 
-def _dev_losses(replica: Replica, examples: TokenizedExamples, pad_id: int, world: World) -> tuple[float, float]:
+def _dev_losses(
+    replica: Replica, examples: TokenizedExamples, pad_id: int, world: World, end_if_asked: Callable[[], None]
+) -> tuple[float, float]:
     """Mean loss and mean plain cross-entropy over all labels of the dev set, in nats a token."""
     batches = dev_batches(examples.lengths, DEV_BATCH_SIZE, world.size)[world.rank :: world.size]
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
     for share in tqdm(batches, desc="dev", unit="batch", leave=False, disable=not world.is_main, mininterval=5):
+        world.watchdog.note("the dev set")
+        end_if_asked()
         batch = collate(examples, share, pad_id).to(world.device)
         sums += replica.evaluate(*batch.inputs())
     loss, plain = (sum_over_ranks(world, sums) / int(examples.label_counts.sum())).tolist()

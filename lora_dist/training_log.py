@@ -4,13 +4,32 @@ import json
 import math
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lora_dist.distributed import World, sum_over_ranks
+from lora_dist.device import peak_memory
+from lora_dist.distributed import World, on_main, sum_over_ranks
 from lora_dist.run_dir import RunDir, write_jsonl
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update counted."""
+
+    sums: Tensor
+    """This rank's sums of the smoothed and of the plain cross-entropy, in nats: (2,)."""
+    samples: int
+    """See `batches.checksum`: of the examples that this rank computed."""
+    labels: int
+    """Labels of the global batch."""
+    tokens: int
+    """Tokens of the global batch."""
+    examples: int
+    """Examples of the global batch."""
 
 
 class TrainingLog:
@@ -29,22 +48,28 @@ class TrainingLog:
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 15,
         )
-        if world.is_main:
-            old = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
-            rows = [json.loads(line) for line in old if line.endswith("}")]
-            write_jsonl(run.metrics, [row for row in rows if row["step"] <= done])
+        self.evaluated: set[int] = on_main(world, lambda: self._drop_rows_after(done))
+        """Updates after which the dev losses are in the log."""
         plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in tracker_settings.items()}
         world.accelerator.init_trackers("lora_dist", config=plain)  # TensorBoard takes no lists and no None
-        self._sums: Tensor | None = None
-        self._labels = self._tokens = self._examples = 0
+        self._updates: list[Update] = []
         self._interval_start = time.perf_counter()
 
-    def add(self, sums: Tensor, labels: int, tokens: int, examples: int) -> None:
-        """Count one update: this rank's loss sums (2,), and the global batch's labels, tokens and examples."""
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._labels += labels
-        self._tokens += tokens
-        self._examples += examples
+    def _drop_rows_after(self, done: int) -> set[int]:
+        """Rewrite metrics.jsonl; the updates whose dev losses stay in it."""
+        old = self._run.metrics.read_text(encoding="utf-8").splitlines() if self._run.metrics.exists() else []
+        rows = [row for row in (json.loads(line) for line in old if line.endswith("}")) if row["step"] <= done]
+        write_jsonl(self._run.metrics, rows)
+        return {row["step"] for row in rows if "dev_loss" in row}
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are updates since the last line."""
+        return bool(self._updates)
+
+    def add(self, update: Update) -> None:
+        """Count one update."""
+        self._updates.append(update)
         self._bar.update()
 
     def write(self, step: int, epoch: float, learning_rate: float) -> None:
@@ -53,15 +78,15 @@ class TrainingLog:
         Raises:
             FloatingPointError: on every rank, if the loss is not finite.
         """
-        if self._sums is None:
-            return
-        loss = (sum_over_ranks(self._world, self._sums) / self._labels)[0].item()
+        labels, tokens, examples = (sum(getattr(u, k) for u in self._updates) for k in ("labels", "tokens", "examples"))
+        loss, samples, memory = self._over_ranks()
+        loss /= labels
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at update {step}: lower --train.learning-rate or set --train.max-grad-norm"
             )
         seconds = time.perf_counter() - self._interval_start
-        examples_per_second = self._examples / seconds
+        examples_per_second = examples / seconds
         self._bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.1e}", ex_per_s=f"{examples_per_second:.1f}")
         self._write_row(
             {
@@ -69,11 +94,24 @@ class TrainingLog:
                 "epoch": round(epoch, 6),
                 "loss": loss,
                 "lr": learning_rate,
-                "tokens_per_second": self._tokens / seconds,
+                "tokens_per_second": tokens / seconds,
                 "examples_per_second": examples_per_second,
+                "samples": samples,
+                "peak_memory_gib": memory,
             }
         )
         self._start_interval()
+
+    def _over_ranks(self) -> tuple[float, int, list[float]]:
+        """Sum of the loss since the last line, checksum of its examples, and peak memory of each rank in GiB."""
+        here = self._world
+        memory = torch.zeros(here.size, dtype=torch.float64)
+        memory[here.rank] = peak_memory(here.device) / 2**30
+        loss = torch.stack([update.sums[0].double() for update in self._updates]).sum()
+        samples = sum(update.samples for update in self._updates)
+        parts = loss[None], torch.tensor([samples], dtype=torch.float64), memory
+        summed = sum_over_ranks(here, torch.cat([part.to(here.device) for part in parts])).tolist()
+        return summed[0], int(summed[1]), [round(gib, 3) for gib in summed[2:]]
 
     def write_dev(self, step: int, epoch: float, dev_loss: float, dev_nll: float) -> None:
         """Log the losses on the dev set, in nats a token: the trained objective, and without label smoothing."""
@@ -98,12 +136,12 @@ class TrainingLog:
 
     def _start_interval(self) -> None:
         """Begin a new mean; time spent on dev sets and checkpoints counts for none."""
-        self._sums = None
-        self._labels = self._tokens = self._examples = 0
+        self._updates = []
         self._interval_start = time.perf_counter()
 
     def _write_row(self, row: dict[str, Any]) -> None:
-        self._world.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+        plain = {k: v for k, v in row.items() if k != "step" and not isinstance(v, list)}  # trackers plot numbers
+        self._world.accelerator.log(plain, step=row["step"])
         if self._world.is_main:
             with self._run.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

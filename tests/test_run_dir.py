@@ -13,6 +13,10 @@ def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
+def power_cut(*_: object) -> None:
+    raise OSError("power cut")
+
+
 # Whether a folder may be written to
 
 
@@ -26,6 +30,12 @@ def run(root: Path) -> None:
 
 def foreign(root: Path) -> None:
     write_text(root / "thesis.tex", "ten years of work")
+
+
+def half_written(root: Path) -> None:
+    """A kill came before the first file was complete."""
+    root.mkdir()
+    (root / ".part.config.json.abc").write_text("{")
 
 
 def file(root: Path) -> None:
@@ -50,7 +60,8 @@ ANOTHER_RUN, NOT_A_RUN, A_FILE, UNWRITABLE = "holds another run", "not the folde
         (absent, None, None, None),
         (empty, None, None, None),
         (run, ANOTHER_RUN, None, None),
-        (foreign, ANOTHER_RUN, None, NOT_A_RUN),
+        (half_written, ANOTHER_RUN, None, NOT_A_RUN),
+        (foreign, ANOTHER_RUN, NOT_A_RUN, NOT_A_RUN),
         (file, A_FILE, A_FILE, A_FILE),
         (below_a_file, UNWRITABLE, UNWRITABLE, UNWRITABLE),
     ],
@@ -78,6 +89,33 @@ def test_prepare_makes_the_folder_and_empties_it_only_when_told(tmp_path: Path) 
     run(out.root)
     out.prepare(overwrite=False)
     assert names(out.root) == {"config.json"}
+    half_written_files(out)
+    out.prepare(overwrite=False)
+    assert names(out.root) == {"config.json", "checkpoints", ".gitignore"}
+    assert names(out.checkpoints) == set()
+    out.prepare(overwrite=True)
+    assert names(out.root) == set()
+
+
+def half_written_files(out: RunDir) -> None:
+    (out.checkpoints / ".part.step-000500.abc").mkdir(parents=True)
+    (out.checkpoints / ".part.step-000500.abc" / "state.json").write_text("{")
+    (out.root / ".part.config.json.abc").write_text("{")
+    (out.checkpoint(1)).mkdir()  # without its marker
+    (out.root / ".gitignore").write_text("the user's own")
+
+
+def test_a_kill_while_an_old_run_is_deleted_leaves_what_can_be_deleted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "out")
+    out = RunDir(tmp_path / "out")
+    write_checkpoint(out, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", power_cut)
+        with pytest.raises(OSError, match="power cut"):
+            out.prepare(overwrite=True)
+    out.check(resume=False, overwrite=True)
     out.prepare(overwrite=True)
     assert names(out.root) == set()
 
@@ -241,11 +279,7 @@ def test_a_deletion_cut_short_leaves_no_checkpoint_that_looks_whole(
     out = RunDir(tmp_path)
     write_checkpoint(out, 1)
     write_checkpoint(out, 2)
-
-    def killed(*_: object) -> None:
-        raise OSError("power cut")
-
-    monkeypatch.setattr("shutil.rmtree", killed)
+    monkeypatch.setattr("shutil.rmtree", power_cut)
     with pytest.raises(OSError, match="power cut"):
         out.keep_newest(1)
     assert out.steps() == [2]

@@ -1,7 +1,6 @@
 """What the machine can do, and a process of its own for each program that is measured."""
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from lora_dist.config import Precision
-from lora_dist.device import keep_freed_memory
+from lora_dist.device import keep_freed_memory, peak_memory
 from lora_dist.model import DTYPES
 
 
@@ -45,7 +44,7 @@ def _measure(program: Callable[..., tuple[float, Any]], arguments: tuple[Any, ..
     keep_freed_memory()  # the same for all programs
     torch.set_num_threads(threads)
     seconds, result = program(*arguments)
-    return Measurement(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, result)
+    return Measurement(seconds, peak_memory(torch.device("cpu")), result)
 
 
 def matmul_ceiling(precision: Precision, threads: int) -> float:

@@ -1,0 +1,59 @@
+"""What the launcher (`accelerate launch`, torchrun, SLURM) says in its environment, and how to start one.
+
+No process group is touched here, and torch is not imported.
+"""
+
+import os
+import sys
+from importlib.util import find_spec
+
+from lora_dist.config import UserError
+
+
+def launched_processes() -> int:
+    """Processes that the launcher started; 1 without a launcher.
+
+    Raises:
+        UserError: if this is one of several copies that do not know of each other.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # MPI and srun start copies of a command; only torchrun's variables join them.
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        copies = int(os.environ.get(name) or 1)
+        if copies > 1 and launched == 1:
+            raise UserError(
+                f"{copies} copies of this command were started ({name}={copies}) that do not know of each other: start "
+                "one task a node, and in it accelerate launch (see launch/multi_node.slurm)"
+            )
+    return launched
+
+
+def processes_on_this_machine() -> int:
+    """How many of the launcher's processes share this machine's cores and memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+
+
+def restarted() -> bool:
+    """Whether torchrun started these processes anew after a failure (`--max_restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def uses_deepspeed() -> bool:
+    """Whether the launcher's config asks for DeepSpeed.
+
+    Raises:
+        UserError: if it does and DeepSpeed is not installed; accelerate would end with a traceback.
+    """
+    asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if asked and find_spec("deepspeed") is None:
+        raise UserError(
+            "the accelerate config asks for DeepSpeed, which is missing: pip install deepspeed, or use ddp.yaml"
+        )
+    return asked
+
+
+def launch_command(processes: int) -> list[str]:
+    """The beginning of a command line that starts a Python file or module in `processes` processes on this machine."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    plain = ["--num_machines", "1", "--num_processes", str(processes), "--mixed_precision", "bf16"]
+    return [*launcher, *plain, *(["--multi_gpu", "--main_process_port", "0"] if processes > 1 else [])]
