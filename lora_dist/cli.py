@@ -30,7 +30,7 @@ from lora_dist.commands import (
 from lora_dist.config import BASELINE, IMPROVED, UserError
 from lora_dist.interruption import EXIT_CODE as INTERRUPTED
 from lora_dist.interruption import Interrupted
-from lora_dist.launcher import restarted
+from lora_dist.launcher import restarts
 from lora_dist.run_dir import RunDir, save_text
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     folder = RunDir(command.out)
     with _training_world(command) as here:
         on_main(here, lambda: (str(find_java()), len(load_split(command.data, "test"))))  # not after hours of training
-        train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarted())
+        train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarts())
         decode(command.settings(), folder, here)
         is_main = here.is_main
     if is_main:  # no rank waits while Java computes METEOR
@@ -69,7 +69,7 @@ def train(argv: Sequence[str]) -> int:
     command = _preset_command("train", argv)
     folder = RunDir(command.out)
     with _training_world(command) as here:
-        train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarted())
+        train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarts())
         if here.is_main:
             print(f"adapter in {folder.adapter}; next: lora-dist decode {folder.root}")
     return 0
@@ -219,7 +219,7 @@ def _training_world(command: TrainCommand) -> Iterator["World"]:
     """The processes of a training, once it is clear that its folder may be written to."""
     from lora_dist.distributed import on_main, world
 
-    resume = command.resume or restarted()  # what torchrun starts again goes on where it was
+    resume = command.resume or restarts() > 0  # what torchrun starts again goes on where it was
     with world(
         command.device, tracker=command.train.tracker, folder=command.out, hang_timeout=command.hang_timeout
     ) as here:

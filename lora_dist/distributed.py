@@ -22,11 +22,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor
 from torch.distributed import distributed_c10d as distributed
+from torch.distributed.rendezvous import rendezvous
 
 from lora_dist.config import Precision, UserError
 from lora_dist.device import choose_device, compute_precision, keep_freed_memory
 from lora_dist.interruption import StopRequest
-from lora_dist.launcher import launched_processes, processes_on_this_machine, uses_deepspeed
+from lora_dist.launcher import launched_processes, processes_on_this_machine, restarts, uses_deepspeed
 from lora_dist.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -111,6 +112,8 @@ def world(
     _require_tracker(tracker)
     patience = timedelta(seconds=hang_timeout + TIMEOUT_MARGIN if hang_timeout else NO_TIMEOUT)
     backend = "gloo" if on_cpu and (launched > 1 or uses_deepspeed()) else None
+    if restarts() and launched > 1:
+        _join_again(backend, patience)
     accelerator = Accelerator(
         cpu=on_cpu and not uses_deepspeed(),
         mixed_precision="no",  # we hold the weights in the compute precision ourselves; autocast would cast each step
@@ -135,6 +138,17 @@ def world(
             accelerator.wait_for_everyone()
     finally:
         accelerator.end_training()  # ends trackers and destroys the process group, before the interpreter does
+
+
+def _join_again(backend: str | None, patience: timedelta) -> None:
+    """Make the process group before accelerate does, for processes that torchrun has started anew.
+
+    They find the store of those before them, with addresses in it where nobody listens any more, so they need names of
+    their own there.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=patience))
+    store = distributed.PrefixStore(f"restart-{restarts()}", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
 
 
 def _require_tracker(tracker: str) -> None:

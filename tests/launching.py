@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -44,6 +45,12 @@ def begin(*arguments: object, launcher: tuple[str, ...] = (), **variables: str) 
         text=True,
         env={**os.environ, **common, **variables},
     )
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that the launcher has started, rank 0 first."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return sorted((c for c in children if "LOCAL_RANK" in c.environ()), key=lambda c: int(c.environ()["LOCAL_RANK"]))
 
 
 def launcher(config: str, processes: int | None = None) -> tuple[str, ...]:
