@@ -26,8 +26,9 @@ from lora_dist.commands import (
     ReportCommand,
     ScoreCommand,
     TrainCommand,
+    VerifyCommand,
 )
-from lora_dist.config import BASELINE, IMPROVED, UserError
+from lora_dist.config import BASELINE, IMPROVED, DataSettings, ModelSettings, UserError
 from lora_dist.interruption import EXIT_CODE as INTERRUPTED
 from lora_dist.interruption import Interrupted
 from lora_dist.launcher import restarts
@@ -201,6 +202,19 @@ def doctor(argv: Sequence[str]) -> int:
     return examine()
 
 
+def verify(argv: Sequence[str]) -> int:
+    """Proof on this machine that every strategy and number of processes gives the same result."""
+    from lora_dist.verify import verify as verify_here
+
+    command = tyro.cli(VerifyCommand, prog="lora-dist verify", args=argv)
+    return verify_here(
+        None if command.model is None else ModelSettings(name=str(command.model)),
+        None if command.data is None else DataSettings(dir=command.data),
+        command.processes,
+        command.accumulation,
+    )
+
+
 def demo(argv: Sequence[str]) -> int:
     """The whole job offline on a synthetic corpus, in about two minutes."""
     from lora_dist.demo import run_demo
@@ -210,7 +224,7 @@ def demo(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    f.__name__: f for f in (run, train, decode, score, report, generate, merge, bench, doctor, demo)
+    f.__name__: f for f in (run, train, decode, score, report, generate, merge, bench, verify, doctor, demo)
 }
 
 

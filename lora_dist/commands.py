@@ -161,5 +161,23 @@ class DemoCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifyCommand:
+    """Train a few updates and decode some sentences in every way this machine offers, and compare with one process.
+
+    Prints for each strategy, number of processes and accumulation the relative differences of adapter and losses, and
+    how many learning rates, batches and sentences differ; exit code 1 if anything but rounding does.
+    """
+
+    processes: tuple[int, ...] = (2,)
+    """Numbers of processes to launch under each strategy."""
+    accumulation: tuple[int, ...] = (1,)
+    """Accumulation steps to try with each of them."""
+    model: Path | None = None
+    """Folder of a GPT-2; without it a tiny one is made."""
+    data: Path | None = None
+    """Folder with E2E's CSV files, of which a little is used; without it a synthetic corpus is made."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorCommand:
     """What this machine offers."""
