@@ -56,7 +56,7 @@ def call_at(monkeypatch: pytest.MonkeyPatch, name: str, count: int, action: Call
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("function", "call", "update"),
-    [("_update", 2, 2), ("_update", 5, 5), ("_dev_losses", 1, 3), ("_dev_losses", 2, 6)],
+    [("make_update", 2, 2), ("make_update", 5, 5), ("dev_losses", 1, 3), ("dev_losses", 2, 6)],
 )
 def test_a_signal_ends_a_training_after_its_update_and_resume_ends_in_the_same_bits(
     number: signal.Signals,
@@ -88,7 +88,7 @@ def test_an_ignored_signal_stays_ignored(
     run = RunDir(tmp_path / "run")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        call_at(monkeypatch, "_update", 2, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        call_at(monkeypatch, "make_update", 2, lambda: os.kill(os.getpid(), signal.SIGHUP))
         assert main([*arguments, "--out", str(run.root)]) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
