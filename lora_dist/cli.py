@@ -10,14 +10,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
 from lora_dist.commands import (
-    BenchDecodeCommand,
-    BenchScoreCommand,
     DecodeCommand,
     DemoCommand,
     DoctorCommand,
@@ -164,34 +162,10 @@ def merge(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Our time beside others' for the same job: bench {decode,score}."""
-    from lora_dist.bench import Row, table
+    """Our time beside others' for the same job: bench {decode,scaling,score}."""
+    from lora_dist.bench.command import bench as bench_job
 
-    what, rest = (argv[0] if argv else ""), argv[1:]
-    rows: list[Row]
-    if what == "score":
-        from lora_dist.bench.score import bench_score
-
-        command = tyro.cli(BenchScoreCommand, prog="lora-dist bench score", args=rest)
-        rows, file = bench_score(command.data, command.official), command.json
-    elif what == "decode":
-        from lora_dist.bench.decode import bench_decode
-
-        asked = tyro.cli(BenchDecodeCommand, prog="lora-dist bench decode", args=rest)
-        rows = bench_decode(asked.model, asked.shape, asked.data, asked.decode, asked.count, asked.threads)
-        file = asked.json
-    elif what in ("-h", "--help"):
-        print("usage: lora-dist bench {decode,score} [settings]\n")
-        print(f"decode  {BenchDecodeCommand.__doc__}\nscore   {BenchScoreCommand.__doc__}")
-        return 0
-    else:
-        raise UserError(
-            f"bench cannot measure {what or 'nothing'}: give lora-dist bench decode or lora-dist bench score"
-        )
-    print(table(rows))
-    if file is not None:
-        save_text(file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    return 0
+    return bench_job(argv)
 
 
 def doctor(argv: Sequence[str]) -> int:
