@@ -5,7 +5,7 @@ whole global batch (and its count of labels) without asking the others.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ LENGTH_STEP = 8
 """The same for the length of the rows that attention works on."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenizedExamples:
     """Examples `MR <|ref|> REFERENCE<eos>` as token ids, end to end in one array."""
 
@@ -40,6 +40,8 @@ class TokenizedExamples:
     """Where each example begins in `ids`, and the end: (examples + 1,)."""
     prompt_lengths: Indices
     """Tokens before the reference, `<|ref|>` among them: (examples,)."""
+    mrs: Indices
+    """A number for the meaning representation of each example: (examples,)."""
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -64,25 +66,27 @@ class Batch:
     positions: Tensor
     """Which position each has in its example: (tokens,)."""
     slots: Tensor
-    """Where each would stand if the examples were padded to one length: an index below rows * length, (tokens,)."""
+    """Where each would stand if the rows were padded to one length: an index below rows * length, (tokens,)."""
     wanted: Tensor
     """Which of the tokens predict a label, and after them some that fill up: (wanted,)."""
     labels: Tensor
     """The tokens to predict, by the first of `wanted`: (labels,)."""
+    sharers: Tensor | None
+    """Where rows hold several references: which one each place belongs to, 0 for the MR that all of them look at,
+    (rows, length). None where each row is one example."""
     rows: int
-    """Examples."""
+    """Examples, or groups of them that share an MR."""
     length: int
-    """Tokens of the longest, rounded up."""
+    """Tokens of the longest row, rounded up."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        parts = self.tokens, self.positions, self.slots, self.wanted, self.labels
-        tokens, positions, slots, wanted, labels = (part.to(device, non_blocking=True) for part in parts)
-        return Batch(tokens, positions, slots, wanted, labels, self.rows, self.length)
+        tensors = {f.name: part for f in fields(self) if isinstance(part := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: part.to(device, non_blocking=True) for name, part in tensors.items()})
 
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]:
-        """The inputs of `loss.ReferenceLoss`, in its order."""
-        return self.tokens, self.positions, self.slots, self.wanted, self.labels, self.rows, self.length
+    def inputs(self) -> list[Any]:
+        """The fields in their order: the inputs of `loss.ReferenceLoss`."""
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 def encode_prompts(tokenizer: Any, mrs: Sequence[str]) -> list[list[int]]:
@@ -103,6 +107,7 @@ def tokenize(tokenizer: Any, examples: Sequence[Example], max_length: int) -> To
         UserError: if an example is longer than the `max_length` positions of the model.
     """
     mrs = list(dict.fromkeys(example.mr for example in examples))
+    numbers = {mr: number for number, mr in enumerate(mrs)}
     prompts = dict(zip(mrs, encode_prompts(tokenizer, mrs), strict=True))
     references = tokenizer([f" {e.reference.strip()}" for e in examples], add_special_tokens=False).input_ids
     rows = [
@@ -118,6 +123,7 @@ def tokenize(tokenizer: Any, examples: Sequence[Example], max_length: int) -> To
         ids=np.concatenate([np.asarray(row, dtype=np.int32) for row in rows]),
         starts=np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64),
         prompt_lengths=np.asarray([len(prompts[example.mr]) for example in examples], dtype=np.int64),
+        mrs=np.asarray([numbers[example.mr] for example in examples], dtype=np.int64),
     )
 
 
@@ -126,9 +132,34 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> Indices:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_examples)
 
 
+def shared_order(order: Indices, mrs: Indices, refs_per_mr: int) -> Indices:
+    """`order` (examples,) changed so that up to `refs_per_mr` examples of one MR stand beside each other.
+
+    A group stands where its first example stood, and which examples form it is as random as `order`.
+
+    Args:
+        order: a permutation.
+        mrs: the MR of each example: (examples,).
+        refs_per_mr: examples of a group; with 1 the order stays.
+    """
+    by_mr = np.argsort(mrs[order], kind="stable")  # places in `order`, those of an MR in its order
+    changes = np.flatnonzero(np.diff(mrs[order][by_mr], prepend=-1))
+    number_in_mr = np.arange(len(order)) - np.repeat(changes, np.diff(changes, append=len(order)))
+    first_of_group = by_mr[np.arange(len(order)) - number_in_mr % refs_per_mr]
+    return order[by_mr[np.lexsort((number_in_mr, first_of_group))]]
+
+
 def global_batch(order: Indices, position: int, batch_size: int) -> Indices:
     """The examples of an epoch's update number `position`; the epoch's last update may have fewer: (<= batch_size,)."""
     return order[position * batch_size : (position + 1) * batch_size]
+
+
+def shared_rank_share(
+    batch: Indices, mrs: Indices, rank: int, world_size: int, accumulation_steps: int
+) -> list[Indices]:
+    """The same as `rank_share`, but examples of one MR stay together where they can."""
+    by_mr = batch[np.argsort(mrs[batch], kind="stable")]
+    return np.array_split(by_mr, world_size * accumulation_steps)[rank * accumulation_steps :][:accumulation_steps]
 
 
 def rank_share(batch: Indices, lengths: Indices, rank: int, world_size: int, accumulation_steps: int) -> list[Indices]:
@@ -161,31 +192,49 @@ def dev_batches(lengths: Indices, batch_size: int, world_size: int) -> list[Indi
 def no_examples(pad_id: int) -> Batch:
     """One token `pad_id` without a label, for a rank with nothing to do: it still has to take part."""
     none, zero = torch.empty(0, dtype=torch.long), torch.zeros(1, dtype=torch.long)
-    return Batch(torch.tensor([pad_id]), zero, zero, none, none, rows=1, length=1)
+    return Batch(torch.tensor([pad_id]), zero, zero, none, none, None, rows=1, length=1)
 
 
-def collate(examples: TokenizedExamples, indices: Indices, pad_id: int) -> Batch:
-    """Lay some examples end to end and fill up with `pad_id`, which nothing looks at and which predicts no label."""
+def collate(examples: TokenizedExamples, indices: Indices, pad_id: int, share: bool = False) -> Batch:
+    """Lay some examples end to end and fill up with `pad_id`, which nothing looks at and which predicts no label.
+
+    With `share` neighbours of one MR form a row: the MR once, and behind it `<|ref|>` and reference of each, at the
+    positions that they have when they stand alone.
+    """
     if not len(indices):
         return no_examples(pad_id)
-    lengths, prompts = examples.lengths[indices] - 1, examples.prompt_lengths[indices]
-    rows = np.repeat(np.arange(len(indices)), lengths)
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    places = examples.starts[indices][rows] + positions
-    predicts = positions >= prompts[rows] - 1
-    fill, length = -len(places) % SHAPE_STEP, _round_up(int(lengths.max()), LENGTH_STEP)
-    while len(indices) * length < len(places) + fill:
+    mrs, prompts = examples.mrs[indices], examples.prompt_lengths[indices]
+    leads = np.append(True, mrs[1:] != mrs[:-1]) if share else np.ones(len(indices), bool)
+    offsets = np.where(leads, 0, prompts - 1)  # the first of its tokens that an example brings to its row
+    lengths = examples.lengths[indices] - 1 - offsets
+    ends = np.cumsum(lengths)
+    rows, firsts = np.cumsum(leads) - 1, np.flatnonzero(leads)
+    starts = ends - lengths - (ends - lengths)[firsts][rows]  # where in its row an example begins
+    row_lengths = np.add.reduceat(lengths, firsts)
+    owner = np.repeat(np.arange(len(indices)), lengths)
+    steps = np.arange(len(owner)) - (ends - lengths)[owner]
+    positions = offsets[owner] + steps
+    places = examples.starts[indices][owner] + positions
+    fill, length = -len(places) % SHAPE_STEP, _round_up(int(row_lengths.max()), LENGTH_STEP)
+    while len(firsts) * length < len(places) + fill:
         length += LENGTH_STEP
-    slots = rows * length + positions
-    free = np.setdiff1d(np.arange(len(indices) * length), slots, assume_unique=True)
+    slots = rows[owner] * length + starts[owner] + steps
+    free = np.setdiff1d(np.arange(len(firsts) * length), slots, assume_unique=True)
+    predicts = np.append(positions >= prompts[owner] - 1, np.zeros(fill, bool))
     wanted, others = np.flatnonzero(predicts), np.flatnonzero(~predicts)
+    sharers = None
+    if not leads.all():
+        sharers = np.full((len(firsts), length), -1)
+        numbers = np.arange(len(indices)) - firsts[rows]
+        sharers.flat[slots] = np.where(predicts[: len(owner)], numbers[owner] + 1, 0)
     return Batch(
         tokens=torch.from_numpy(np.append(examples.ids[places], np.full(fill, pad_id)).astype(np.int64)),
         positions=torch.from_numpy(np.append(positions, np.zeros(fill, np.int64))),
         slots=torch.from_numpy(np.append(slots, free[:fill])),
         wanted=torch.from_numpy(np.append(wanted, others[: -len(wanted) % SHAPE_STEP])),
         labels=torch.from_numpy(examples.ids[places[wanted] + 1].astype(np.int64)),
-        rows=len(indices),
+        sharers=None if sharers is None else torch.from_numpy(sharers),
+        rows=len(firsts),
         length=length,
     )
 

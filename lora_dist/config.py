@@ -98,6 +98,9 @@ class TrainSettings:
     """Stop after N updates, and let the learning rate end there; None trains all epochs."""
     global_batch_size: int = 8
     """Examples an update, over all processes and accumulation steps together."""
+    refs_per_mr: int = 1
+    """References of one meaning representation that are computed behind a single copy of it; 1 computes each example
+    alone. More is faster, and an update then sees fewer meaning representations."""
     accumulation_steps: int = 1
     """Forward and backward passes a process makes for one update."""
     learning_rate: float = 2e-4
@@ -124,7 +127,14 @@ class TrainSettings:
     """Also log to this tracker, besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "global_batch_size", "accumulation_steps", "log_steps", "checkpoint_steps"):
+        for name in (
+            "epochs",
+            "global_batch_size",
+            "refs_per_mr",
+            "accumulation_steps",
+            "log_steps",
+            "checkpoint_steps",
+        ):
             _check(getattr(self, name) >= 1, _flag("train", name), getattr(self, name), "give at least 1")
         _check(self.max_steps is None or self.max_steps >= 1, "--train.max-steps", self.max_steps, "give at least 1")
         _check(self.keep_checkpoints >= 1, "--train.keep-checkpoints", self.keep_checkpoints, "keep at least 1")

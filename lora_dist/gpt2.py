@@ -42,23 +42,37 @@ def run_body(
     return last
 
 
-def causal_attention(fused: Tensor, heads: int, dropout: float) -> Tensor:
+def visible_to_sharers(sharers: Tensor) -> Tensor:
+    """Which places of a row each may look at, where references share an MR: (rows, length, length), True to look.
+
+    Args:
+        sharers: the reference that each place belongs to, 0 for the MR: (rows, length).
+    """
+    own, other = sharers[:, :, None], sharers[:, None, :]
+    return ((other == own) | (other == 0)).tril()
+
+
+def causal_attention(fused: Tensor, heads: int, dropout: float, visible: Tensor | None = None) -> Tensor:
     """Attention of each token to itself and those before it in its row: (rows, length, width).
 
     Args:
         fused: queries, keys and values: (rows, length, 3 width).
         heads: attention heads.
         dropout: probability of dropping an attention weight.
+        visible: which places each may look at, no more than those up to its own: (rows, length, length); None is all
+            of them.
     """
     rows, length, _ = fused.shape
     query, key, value = fused.view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
     if fused.device.type != "cpu":
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
+        mask = None if visible is None else visible[:, None]
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
     else:
         # torch's fused kernel takes five times as long as this on a CPU, forward and backward at E2E's lengths.
         scores = query @ key.transpose(2, 3) * (1 / math.sqrt(query.shape[-1]))
-        ahead = torch.ones(length, length, dtype=torch.bool).triu(1)
-        weights = (scores + torch.zeros_like(scores[0, 0]).masked_fill_(ahead, -torch.inf)).softmax(-1)
+        hidden = torch.ones(length, length, dtype=torch.bool).triu(1) if visible is None else ~visible[:, None]
+        bias = torch.zeros(hidden.shape, dtype=scores.dtype).masked_fill_(hidden, -torch.inf)
+        weights = (scores + bias).softmax(-1)
         mixed = (F.dropout(weights, dropout) if dropout else weights) @ value
     return mixed.transpose(1, 2).reshape(rows, length, -1)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import GPT2LMHeadModel
 
-from lora_dist.gpt2 import causal_attention, run_body, select, spread
+from lora_dist.gpt2 import causal_attention, run_body, select, spread, visible_to_sharers
 
 MAX_LOGITS = 2**26
 """Logits held at a time (256 MiB in fp32): longer batches go in chunks."""
@@ -35,6 +35,7 @@ class ReferenceLoss(nn.Module):
         slots: Tensor,
         wanted: Tensor,
         labels: Tensor,
+        sharers: Tensor | None,
         rows: int,
         length: int,
     ) -> Tensor:
@@ -45,9 +46,11 @@ class ReferenceLoss(nn.Module):
         attention = self.body.h[0].attn
         dropout = attention.attn_dropout.p if self.training else 0.0
 
+        visible = None if sharers is None else visible_to_sharers(sharers)
+
         def attend(_: int, fused: Tensor) -> Tensor:
             padded = spread(fused, slots, rows * length).view(rows, length, -1)
-            return select(causal_attention(padded, attention.num_heads, dropout).flatten(0, 1), slots)
+            return select(causal_attention(padded, attention.num_heads, dropout, visible).flatten(0, 1), slots)
 
         sums: Tensor = self.head(run_body(self.body, tokens, positions, attend, wanted), labels)
         return sums

@@ -5,6 +5,7 @@ independent of how many ranks and accumulation steps share the batch, so these c
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from transformers import GPT2LMHeadModel
 
 from lora_dist import lora
 from lora_dist.batches import (
+    Indices,
     TokenizedExamples,
     checksum,
     collate,
@@ -21,6 +23,8 @@ from lora_dist.batches import (
     global_batch,
     no_examples,
     rank_share,
+    shared_order,
+    shared_rank_share,
 )
 from lora_dist.checkpoint import Checkpoint
 from lora_dist.config import TrainSettings
@@ -61,20 +65,30 @@ def make_update(
 ) -> Update:
     """Update number `update` (from 0) of `total`, and what it counted."""
     epoch, position = divmod(update, recipe.updates_per_epoch(len(examples)))
-    ids = global_batch(epoch_order(len(examples), recipe.seed, epoch), position, recipe.global_batch_size)
-    micro_batches = rank_share(ids, examples.lengths, world.rank, world.size, recipe.accumulation_steps)
+    ids = global_batch(_order(examples, recipe, epoch), position, recipe.global_batch_size)
+    share = recipe.refs_per_mr > 1
+    if share:
+        micro_batches = shared_rank_share(ids, examples.mrs, world.rank, world.size, recipe.accumulation_steps)
+    else:
+        micro_batches = rank_share(ids, examples.lengths, world.rank, world.size, recipe.accumulation_steps)
     labels = int(examples.label_counts[ids].sum())
     # Dropout is seeded anew for each update, so that a resumed run needs no saved random state.
     seeds = np.random.SeedSequence([recipe.seed, update, world.rank])
     torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
     sums = torch.zeros(2, device=world.device)
-    for k, share in enumerate(micro_batches):
-        batch = collate(examples, share, pad_id).to(world.device)
+    for k, part in enumerate(micro_batches):
+        batch = collate(examples, part, pad_id, share).to(world.device)
         last = k == len(micro_batches) - 1
         sums += replica.train(*batch.inputs(), scale=world.size / labels, last=last)
     replica.step(recipe.learning_rate_at(update, total))
-    samples = sum(checksum(share) for share in micro_batches)
+    samples = sum(checksum(part) for part in micro_batches)
     return Update(sums, samples, labels, int(examples.lengths[ids].sum()), len(ids))
+
+
+@lru_cache(maxsize=1)
+def _order(examples: TokenizedExamples, recipe: TrainSettings, epoch: int) -> Indices:
+    """The order of the examples in an epoch: (examples,)."""
+    return shared_order(epoch_order(len(examples), recipe.seed, epoch), examples.mrs, recipe.refs_per_mr)
 
 
 def dev_losses(

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from lora_dist.batches import (
     epoch_order,
     global_batch,
     rank_share,
+    shared_order,
+    shared_rank_share,
     tokenize,
 )
 from lora_dist.config import UserError
@@ -210,6 +213,61 @@ def test_ranks_get_equal_work() -> None:
     first, second = (np.concatenate(rank_share(arange(8), lengths, rank, 2, 2)) for rank in range(2))
     assert lengths[first].tolist() == [90, 50, 40, 10]
     assert lengths[second].tolist() == [80, 70, 30, 20]
+
+
+@pytest.mark.parametrize("refs_per_mr", [1, 2, 4, 100])
+def test_examples_that_share_an_mr_stand_together_in_random_groups(refs_per_mr: int) -> None:
+    draw = np.random.default_rng(3)
+    mrs = draw.integers(0, 12, 97)
+    order = shared_order(epoch_order(97, 42, 0), mrs, refs_per_mr)
+    assert sorted(order.tolist()) == list(range(97))
+    groups = [list(group) for _, group in groupby(order.tolist(), key=lambda index: mrs[index])]
+    for mr in range(12):
+        own = [len(group) for group in groups if mrs[group[0]] == mr]
+        assert sum(own) == (mrs == mr).sum()
+        if refs_per_mr == 100:
+            assert len(own) <= 1
+    if refs_per_mr == 1:
+        assert order.tolist() == epoch_order(97, 42, 0).tolist()
+    else:
+        assert len(order) / len(groups) > 0.7 * min(refs_per_mr, 97 / 12)
+    other = shared_order(epoch_order(97, 42, 1), mrs, refs_per_mr)
+    assert order.tolist() != other.tolist()
+    if refs_per_mr == 4:  # which examples form a group differs from epoch to epoch
+        pairs = [
+            frozenset(o[k : k + 2].tolist()) for o in (order, other) for k in range(96) if mrs[o[k]] == mrs[o[k + 1]]
+        ]
+        assert len(set(pairs)) > 0.8 * len(pairs)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_ranks_share_a_batch_of_groups_and_split_as_few_as_they_must(world: int, accumulation: int) -> None:
+    mrs = np.repeat(np.arange(10), 4)
+    for count in range(25):
+        batch = shared_order(epoch_order(40, 0, 0), mrs, 4)[:count]
+        shares = [shared_rank_share(batch, mrs, rank, world, accumulation) for rank in range(world)]
+        assert [len(share) for share in shares] == [accumulation] * world
+        parts = [part for share in shares for part in share]
+        assert sorted(np.concatenate(parts).tolist()) == sorted(batch.tolist())
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        pieces = sum(len(set(mrs[part])) for part in parts)
+        assert pieces <= len(set(mrs[batch])) + len(parts) - 1
+
+
+def test_a_row_of_sharers_is_the_mr_and_then_each_reference_token_and_reference(examples: TokenizedExamples) -> None:
+    batch = collate(examples, np.array([0, 2, 1]), 0, share=True)
+    assert batch.rows == 2
+    assert batch.sharers is not None
+    first, second, prompt = row(examples, 0), row(examples, 2), int(examples.prompt_lengths[0])
+    together = [*first[:-1], *second[prompt - 1 : -1]]
+    assert batch.tokens[: len(together)].tolist() == together
+    assert batch.positions[: len(together)].tolist() == [*range(len(first) - 1), *range(prompt - 1, len(second) - 1)]
+    of_mr, of_first = prompt - 1, len(first) - prompt
+    assert batch.sharers[0, : len(together)].tolist() == [0] * of_mr + [1] * of_first + [2] * (len(second) - prompt)
+    labels = [row(examples, index)[examples.prompt_lengths[index] :] for index in (0, 2, 1)]
+    assert batch.labels.tolist() == [label for some in labels for label in some]
+    assert collate(examples, np.array([0, 1, 2]), 0, share=True).sharers is None  # no neighbours of one MR
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

@@ -105,9 +105,18 @@ def test_a_projection_that_would_be_trained_is_refused() -> None:
 
 def ragged_examples() -> TokenizedExamples:
     """Five examples of different lengths, with ids that the tiny model knows."""
-    lengths, prompts = [9, 4, 17, 2, 12], [5, 1, 12, 1, 3]
-    ids = np.random.default_rng(0).integers(1, 300, sum(lengths), dtype=np.int32)
-    return TokenizedExamples(ids, np.cumsum([0, *lengths]), np.array(prompts))
+    return examples_of([5, 1, 12, 1, 3], [4, 3, 5, 1, 9], mrs=[0, 1, 2, 3, 4])
+
+
+def examples_of(prompt_lengths: list[int], label_counts: list[int], mrs: list[int]) -> TokenizedExamples:
+    """Random tokens; examples of one MR have the same prompt."""
+    draw = np.random.default_rng(0)
+    prompts = {mr: draw.integers(1, 300, length) for mr, length in zip(mrs, prompt_lengths, strict=True)}
+    rows = [np.append(prompts[mr], draw.integers(1, 300, n)) for mr, n in zip(mrs, label_counts, strict=True)]
+    starts = np.cumsum([0, *map(len, rows)])
+    return TokenizedExamples(
+        np.concatenate(rows).astype(np.int32), starts, np.array([len(prompts[mr]) for mr in mrs]), np.array(mrs)
+    )
 
 
 def padded(examples: TokenizedExamples) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,20 +157,25 @@ def test_padding_and_batch_mates_never_change_the_loss(gpt2: GPT2LMHeadModel) ->
 
 
 @pytest.mark.parametrize("preset", [BASELINE, IMPROVED], ids=["baseline", "improved"])
-def test_loss_and_gradients_are_those_of_a_plain_implementation(gpt2: GPT2LMHeadModel, preset: Settings) -> None:
+@pytest.mark.parametrize("share", [False, True], ids=["apart", "behind one MR"])
+def test_loss_and_gradients_are_those_of_a_plain_implementation(
+    gpt2: GPT2LMHeadModel, preset: Settings, share: bool
+) -> None:
     """The same from transformers' padded forward pass, all logits, and torch's cross-entropy, in fp64."""
     lora.inject(gpt2, replace(preset.lora, dropout=0.0), seed=1)
     adapter = list(lora.parameters(gpt2).values())
     with torch.no_grad():
         for parameter in adapter:
             parameter.normal_(std=0.1)
-    ids, mask, labels = padded(examples := ragged_examples())
+    examples = examples_of([5] * 3 + [1] * 2 + [12] + [3] * 2, [4, 9, 1, 3, 6, 5, 2, 8], [0, 0, 0, 1, 1, 2, 3, 3])
+    ids, mask, labels = padded(examples)
     exact = copy.deepcopy(gpt2).double()
     logits = exact(input_ids=ids, attention_mask=mask).logits[:, :-1]
     plain = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=0.1, reduction="sum")
     wanted = torch.autograd.grad(plain, list(lora.parameters(exact).values()))
 
-    batch = collate(examples, np.arange(5), pad_id=0)
+    batch = collate(examples, np.arange(8), 0, share)
+    assert batch.rows == (4 if share else 8)
     sums = ReferenceLoss(gpt2, 0.1)(*batch.inputs())
     torch.testing.assert_close(sums[0].double(), plain, rtol=1e-6, atol=0)
     for found, expected_gradient in zip(torch.autograd.grad(sums[0], adapter), wanted, strict=True):
