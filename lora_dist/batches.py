@@ -81,8 +81,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        tensors = {f.name: part for f in fields(self) if isinstance(part := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: part.to(device, non_blocking=True) for name, part in tensors.items()})
+        named = zip((field.name for field in fields(self)), self.inputs(), strict=True)
+        moved: dict[str, Any] = {n: p.to(device, non_blocking=True) for n, p in named if isinstance(p, Tensor)}
+        return replace(self, **moved)
 
     def inputs(self) -> list[Any]:
         """The fields in their order: the inputs of `loss.ReferenceLoss`."""
