@@ -123,6 +123,8 @@ class TrainSettings:
     """Updates between two checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
+    profile: bool = False
+    """Write where the time of a few updates goes to OUT/profile: a table by operation, and a trace."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Also log to this tracker, besides metrics.jsonl."""
 

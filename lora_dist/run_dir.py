@@ -78,6 +78,16 @@ class RunDir:
         return self.root / "scores.json"
 
     @property
+    def profile_table(self) -> Path:
+        """Time by operation of a few updates."""
+        return self.root / "profile" / "operations.txt"
+
+    @property
+    def profile_trace(self) -> Path:
+        """The same updates as a trace for chrome://tracing."""
+        return self.root / "profile" / "trace.json"
+
+    @property
     def report_markdown(self) -> Path:
         """The report as Markdown."""
         return self.root / "report.md"

@@ -12,7 +12,6 @@ from transformers import GPT2LMHeadModel
 from lora_dist import checkpoint
 from lora_dist.batches import (
     TokenizedExamples,
-    tokenize,
 )
 from lora_dist.config import DataSettings, Precision, Settings, to_json
 from lora_dist.distributed import World, barrier, first_on_node, on_main, stop_asked
@@ -28,7 +27,9 @@ from lora_dist.model import (
     save_adapter,
     trainable_count,
 )
+from lora_dist.profiling import profile_updates
 from lora_dist.run_dir import RunDir, new_folder, write_config
+from lora_dist.token_cache import tokenize_cached
 from lora_dist.training_log import TrainingLog
 from lora_dist.update import dev_losses, make_update, replicate
 
@@ -73,7 +74,7 @@ def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = Fa
     pad_id = tokenizer.eos_token_id
     replica = replicate(gpt2, recipe, saved, pad_id, world)
     log = TrainingLog(run, world, identity, done, total)
-    with heed_signals() as request:
+    with heed_signals() as request, profile_updates(run, world, recipe.profile) as profiler:
 
         def save(step: int) -> None:
             checkpoint.save(run, replica, world, step, identity, settings.lora, base, recipe.keep_checkpoints)
@@ -98,6 +99,7 @@ def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = Fa
             step = update + 1
             world.watchdog.note(f"update {step} of {total}")
             log.add(make_update(replica, data.train, recipe, update, total, pad_id, world))
+            profiler.step()
             save_now = step % recipe.checkpoint_steps == 0 or step == total
             if step % recipe.log_steps == 0 or step % updates_per_epoch == 0 or save_now:
                 log_loss(step)
@@ -141,8 +143,8 @@ def load_data(settings: DataSettings, tokenizer: Any, max_length: int) -> Tokeni
     """Training and dev set as tokens."""
     train_split, dev_split = load_split(settings, "train"), load_split(settings, "dev")
     return TokenizedData(
-        train=tokenize(tokenizer, train_split, max_length),
-        dev=tokenize(tokenizer, dev_split, max_length),
+        train=tokenize_cached(tokenizer, train_split, max_length),
+        dev=tokenize_cached(tokenizer, dev_split, max_length),
         fingerprints={"train": fingerprint(train_split), "dev": fingerprint(dev_split)},
     )
 
@@ -150,7 +152,15 @@ def load_data(settings: DataSettings, tokenizer: Any, max_length: int) -> Tokeni
 def _identity(settings: Settings, base: BaseIdentity, data: TokenizedData) -> dict[str, Any]:
     """What decides the trained numbers; a resumed run must agree in it."""
     values = to_json(settings)
-    free = ("accumulation_steps", "deterministic", "log_steps", "checkpoint_steps", "keep_checkpoints", "tracker")
+    free = (
+        "accumulation_steps",
+        "deterministic",
+        "log_steps",
+        "checkpoint_steps",
+        "keep_checkpoints",
+        "profile",
+        "tracker",
+    )
     return {
         "base model": base.fingerprint,
         "training data": data.fingerprints["train"],

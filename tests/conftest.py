@@ -1,5 +1,7 @@
 import os
+import tempfile
 
+os.environ["HF_DATASETS_CACHE"] = os.path.join(tempfile.gettempdir(), "lora-dist-tests-cache")
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 from pathlib import Path

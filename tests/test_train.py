@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
+from lora_dist import profiling
 from lora_dist.cli import main
 from lora_dist.config import UserError
 from lora_dist.demo_corpus import write_corpus
@@ -161,6 +162,20 @@ def test_tensorboard_gets_what_metrics_jsonl_gets(arguments: list[str], tmp_path
     events.Reload()
     logged = {event.step: event.value for event in events.Scalars("loss")}
     assert logged == pytest.approx({row["step"]: row["loss"] for row in rows(run) if "loss" in row}, rel=1e-6)
+
+
+def test_a_profile_changes_nothing_and_names_the_operations(
+    arguments: list[str], finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiling, "SKIPPED", 0)
+    monkeypatch.setattr(profiling, "PROFILED", 2)
+    run = RunDir(tmp_path / "run")
+    assert main([*arguments, "--train.profile", "--out", str(run.root)]) == 0
+    assert weights(run) == weights(finished)
+    assert "aten::addmm" in run.profile_table.read_text()
+    events = json.loads(run.profile_trace.read_text())["traceEvents"]
+    products = [event for event in events if event.get("name") == "aten::softmax"]
+    assert len(products) == 2 * 2  # one a layer and update
 
 
 @pytest.mark.gpu
