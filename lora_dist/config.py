@@ -103,6 +103,8 @@ class TrainSettings:
     alone. More is faster, and an update then sees fewer meaning representations."""
     accumulation_steps: int = 1
     """Forward and backward passes a process makes for one update."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each layer for backward and compute the layer again: less memory, more time."""
     learning_rate: float = 2e-4
     """Peak learning rate of AdamW, reached after the warm-up."""
     weight_decay: float = 0.01

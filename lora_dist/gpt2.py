@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Model
 
 
@@ -21,6 +22,7 @@ def run_body(
     positions: Tensor,
     attend: Callable[[int, Tensor], Tensor],
     wanted: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """The last hidden state of the `wanted` tokens: (wanted, width).
 
@@ -30,14 +32,22 @@ def run_body(
         positions: which position each has in its text: (tokens,).
         attend: mixes queries, keys and values (tokens, 3 width) of a layer, given by number, to (tokens, width).
         wanted: indices of the tokens whose result is needed; the last layer computes no more. None is all of them.
+        recompute: keep only the input of each layer for backward, which then computes the layer again.
     """
-    hidden = body.drop(body.wte(tokens) + body.wpe(positions))
-    for number, block in enumerate(body.h):
+
+    def layer(number: int, hidden: Tensor) -> Tensor:
+        block = body.h[number]
         mixed = attend(number, block.attn.c_attn(block.ln_1(hidden)))
         if wanted is not None and number == len(body.h) - 1:
             hidden, mixed = select(hidden, wanted), select(mixed, wanted)
         hidden = hidden + block.attn.resid_dropout(block.attn.c_proj(mixed))
-        hidden = hidden + block.mlp(block.ln_2(hidden))
+        result: Tensor = hidden + block.mlp(block.ln_2(hidden))
+        return result
+
+    hidden = body.drop(body.wte(tokens) + body.wpe(positions))
+    for number in range(len(body.h)):
+        # Not reentrant: the first layer's input needs no gradient, which the reentrant kind takes as a reason for none.
+        hidden = checkpoint(layer, number, hidden, use_reentrant=False) if recompute else layer(number, hidden)
     last: Tensor = body.ln_f(hidden)
     return last
 

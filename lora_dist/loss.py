@@ -23,8 +23,10 @@ CACHED_LOGITS = 2**18
 class ReferenceLoss(nn.Module):
     """GPT-2 with a head that returns the loss on the labelled positions."""
 
-    def __init__(self, gpt2: GPT2LMHeadModel, label_smoothing: float) -> None:
+    def __init__(self, gpt2: GPT2LMHeadModel, label_smoothing: float, recompute: bool = False) -> None:
+        """Take a GPT-2 with its adapter; `recompute` see `gpt2.run_body`."""
         super().__init__()
+        self.recompute = recompute
         self.body = gpt2.transformer
         self.head = LossHead(gpt2.lm_head.weight, label_smoothing)
 
@@ -52,7 +54,8 @@ class ReferenceLoss(nn.Module):
             padded = spread(fused, slots, rows * length).view(rows, length, -1)
             return select(causal_attention(padded, attention.num_heads, dropout, visible).flatten(0, 1), slots)
 
-        sums: Tensor = self.head(run_body(self.body, tokens, positions, attend, wanted), labels)
+        recompute = self.recompute and torch.is_grad_enabled()
+        sums: Tensor = self.head(run_body(self.body, tokens, positions, attend, wanted, recompute), labels)
         return sums
 
 

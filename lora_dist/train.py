@@ -154,6 +154,7 @@ def _identity(settings: Settings, base: BaseIdentity, data: TokenizedData) -> di
     values = to_json(settings)
     free = (
         "accumulation_steps",
+        "gradient_checkpointing",
         "deterministic",
         "log_steps",
         "checkpoint_steps",

@@ -46,7 +46,7 @@ def replicate(
     parameters = lora.parameters(gpt2)
     fused = world.device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=recipe.weight_decay, fused=fused)
-    module = ReferenceLoss(gpt2, recipe.label_smoothing)
+    module = ReferenceLoss(gpt2, recipe.label_smoothing, recipe.gradient_checkpointing)
     micro_batch_size = recipe.micro_batch_size(world.size)
     replica = Replica(world, module, parameters, optimizer, micro_batch_size, recipe.max_grad_norm)
     if saved is not None:

@@ -1,9 +1,15 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from lora_dist import lora
+from lora_dist.batches import TokenizedExamples, collate
+from lora_dist.config import LoraSettings
 from lora_dist.gpt2 import causal_attention, fuse_activation, run_body, select, spread
+from lora_dist.loss import ReferenceLoss
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -54,6 +60,28 @@ def test_the_body_is_transformers_and_computes_the_wanted_tokens_alone(gpt2: GPT
     wanted = torch.tensor([25, 3, 12])
     found = run_body(gpt2.transformer, tokens.flatten(), positions, attend, wanted)
     torch.testing.assert_close(found, theirs[wanted])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_computing_layers_again_gives_the_same_gradients_and_keeps_less(gpt2: GPT2LMHeadModel, dropout: float) -> None:
+    lora.inject(gpt2, LoraSettings(rank=4, dropout=dropout, targets=("c_attn", "c_fc"), init="gaussian"), seed=1)
+    examples = TokenizedExamples(np.arange(60, dtype=np.int32), np.array([0, 25, 60]), np.array([5, 9]), np.arange(2))
+    batch = collate(examples, np.arange(2), 0)
+    found, kept = [], []
+    for recompute in (False, True):
+        module, size = ReferenceLoss(gpt2, 0.1, recompute).train(), [0]
+
+        def count(tensor: Tensor, size: list[int] = size) -> Tensor:
+            size[0] += tensor.numel()
+            return tensor
+
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            sums = module(*batch.inputs())
+        kept.append(size[0])
+        found.append(torch.autograd.grad(sums[0], list(lora.parameters(gpt2).values())))
+    assert all(torch.equal(ours, theirs) and ours.any() for ours, theirs in zip(*found, strict=True))
+    assert kept[1] < 0.3 * kept[0]
 
 
 def test_one_kernel_computes_the_same_activation(gpt2: GPT2LMHeadModel) -> None:
