@@ -197,14 +197,15 @@ def bench(argv: Sequence[str]) -> int:
 
 def plan(argv: Sequence[str]) -> int:
     """Memory, traffic and schedule of a training, before anything is loaded: plan {baseline,improved}."""
-    from lora_dist.plan import check_memory, make_plan, table
+    from lora_dist.plan import check_memory, make_plan, to_json
+    from lora_dist.plan_table import table
 
     command = _preset_command(PlanCommand, "plan", argv)
     available = None if command.memory is None else int(command.memory * 2**30)
     planned = make_plan(command, command.processes, command.device, command.precision, available)
     print(table(planned))
     if command.json is not None:
-        save_text(command.json, json.dumps(asdict(planned), indent=2) + "\n")
+        save_text(command.json, json.dumps(to_json(planned), indent=2) + "\n")
     check_memory(planned)
     return 0
 

@@ -27,8 +27,8 @@ from lora_dist.model import load_config, load_tokenizer
 PUBLISHED: dict[str, dict[str, int]] = {"gpt2": {}, "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
 """Shapes of the published models, for a machine that does not reach the hub."""
 
-E2E_EXAMPLES, E2E_TOKENS, E2E_LONGEST_PROMPT = 42_061, 2_427_725, 51
-"""The published training set in GPT-2's tokens."""
+E2E_EXAMPLES, E2E_TOKENS, E2E_LONGEST_PROMPT = 42_061, 2_728_710, 51
+"""The published training set, its and the dev set's tokens by GPT-2's tokenizer, and the most in an MR."""
 E2E_LONGEST, E2E_LONG, E2E_LABELS = 121, 71, 36
 """Tokens of its longest example, and of the others and labels of each in the paper's largest batch of 8."""
 

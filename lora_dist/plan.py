@@ -4,7 +4,8 @@ Where the numbers come from is told in `memory.py` (what a process holds and sen
 meet).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -15,7 +16,7 @@ from lora_dist.beam import check_room
 from lora_dist.config import Precision, Settings, TrainSettings, UserError
 from lora_dist.device import compute_precision
 from lora_dist.lookahead import Corpus, read_corpus, read_model_files
-from lora_dist.memory import MIB, Job, Kind, Memory, Strategy, bytes_sent, logits_bytes, memory, saved_bytes
+from lora_dist.memory import Job, Kind, Memory, Strategy, bytes_sent, logits_bytes, memory, saved_bytes
 from lora_dist.model import inject, reference_row, trainable_count
 
 
@@ -27,7 +28,7 @@ class Schedule:
     updates: int
     """In all."""
     warmup: int
-    """Updates until the learning rate is at its peak, or the last one if it never gets there."""
+    """Updates in which the learning rate rises."""
     learning_rates: list[tuple[int, float]]
     """Of some updates, which are counted from 1."""
     dev_evaluations: int
@@ -128,6 +129,14 @@ def make_plan(
     )
 
 
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain JSON values, with the total of each strategy's memory."""
+    values = asdict(plan)
+    for strategy, need in plan.memory.items():
+        values["memory"][strategy]["total"] = need.total
+    return values
+
+
 def check_memory(plan: Plan) -> None:
     """Refuse a training for which no strategy leaves enough memory.
 
@@ -157,8 +166,8 @@ def _memory_here(kind: Kind, processes: int) -> int | None:
 
 def _schedule(recipe: TrainSettings, examples: int, trained: int, width: int) -> Schedule:
     total, per_epoch = recipe.total_updates(examples), recipe.updates_per_epoch(examples)
-    warmup = min(recipe.warmup_steps + 1, total)
-    some = sorted({1, warmup, *(-(-total * quarter // 4) for quarter in (1, 2, 3)), total})
+    warmup = min(recipe.warmup_steps, total)
+    some = sorted({1, min(warmup + 1, total), *(-(-total * quarter // 4) for quarter in (1, 2, 3, 4))})
     checkpoints = -(-total // recipe.checkpoint_steps)
     return Schedule(
         updates_per_epoch=per_epoch,
@@ -184,41 +193,3 @@ def _notes(recipe: TrainSettings, corpus: Corpus, kind: Kind) -> list[str]:
     if kind == "cuda":
         found.append("on a GPU, CUDA's own context and the reserve of torch's allocator come on top")
     return found
-
-
-def table(plan: Plan) -> str:
-    """The plan as text for people."""
-    names = list(plan.memory)
-    lines = [
-        f"{plan.model}: {plan.frozen:,} frozen and {plan.trainable:,} trained numbers",
-        f"{plan.processes} processes on {plan.device}, frozen weights in {plan.precision}",
-        "",
-        _row("MiB of a process at its peak", names),
-    ]
-    for part in fields(Memory):
-        sizes = [getattr(need, part.name) for need in plan.memory.values()]
-        if any(sizes):
-            lines.append(_row(f"  {part.name}", [f"{size / MIB:,.1f}" for size in sizes]))
-    lines.append(_row("  total", [f"{need.total / MIB:,.1f}" for need in plan.memory.values()]))
-    if plan.available is not None:
-        fits = ["yes" if need.total <= plan.available else "NO" for need in plan.memory.values()]
-        lines.append(_row(f"  fits into {plan.available / MIB:,.0f}", fits))
-    lines.append(_row("MiB it sends for an update", [f"{size / MIB:,.1f}" for size in plan.sent.values()]))
-    batch, plans = plan.corpus.largest, plan.schedule
-    rates = [f"{step:,}: {rate:.2g}" for step, rate in plans.learning_rates]
-    facts = {
-        "examples": f"{plan.corpus.examples:,}; the largest micro-batch has {batch.rows}, {batch.tokens} tokens and "
-        f"{batch.labels} labels",
-        "updates": f"{plans.updates_per_epoch:,} an epoch, {plans.updates:,} in all, of them "
-        f"{plans.warmup / plans.updates:.1%} to warm up",
-        "learning rate": f"in update {', '.join(rates)}",
-        "dev evaluations": f"{plans.dev_evaluations}",
-        "checkpoints": f"{plans.checkpoints} of {plans.checkpoint_bytes / MIB:,.1f} MiB, the newest "
-        f"{plans.checkpoints_kept} kept",
-    }
-    lines += ["", *(f"{name:<17}{fact}" for name, fact in facts.items())]
-    return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
-
-
-def _row(name: str, values: list[str] | list[Strategy]) -> str:
-    return f"{name:<29}" + "".join(f"{value:>14}" for value in values)
