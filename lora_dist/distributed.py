@@ -7,6 +7,8 @@ under which strategy it runs.
 
 import os
 import signal
+import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ from lora_dist.config import Precision, UserError
 from lora_dist.device import choose_device, compute_precision, keep_freed_memory
 from lora_dist.interruption import StopRequest
 from lora_dist.launcher import launched_processes, processes_on_this_machine, uses_deepspeed
+from lora_dist.network import interface_towards
 from lora_dist.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -39,6 +42,10 @@ TIMEOUT_MARGIN = 300.0
 
 NO_TIMEOUT = 10 * 365 * 24 * 3600.0
 """Seconds that stand for waiting for ever."""
+
+FILE_PATIENCE = 30.0
+"""Seconds a file of rank 0's may take to appear on another machine: NFS believes for so long that a folder is as it was
+(acdirmin)."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,8 @@ def world(
     _require_tracker(tracker)
     patience = timedelta(seconds=hang_timeout + TIMEOUT_MARGIN if hang_timeout else NO_TIMEOUT)
     backend = "gloo" if on_cpu and (launched > 1 or uses_deepspeed()) else None
+    if processes_on_this_machine() < launched:
+        _listen_to_other_machines()
     accelerator = Accelerator(
         cpu=on_cpu and not uses_deepspeed(),
         mixed_precision="no",  # we hold the weights in the compute precision ourselves; autocast would cast each step
@@ -135,6 +144,13 @@ def world(
             accelerator.wait_for_everyone()
     finally:
         accelerator.end_training()  # ends trackers and destroys the process group, before the interpreter does
+
+
+def _listen_to_other_machines() -> None:
+    """Gloo would listen at the address of this machine's own name, which is often a loopback one."""
+    interface = interface_towards(os.environ["MASTER_ADDR"])
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def _require_tracker(tracker: str) -> None:
@@ -195,9 +211,51 @@ def first_on_node(world: World, work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
+def require_shared(world: World, folder: Path) -> None:
+    """Refuse a run directory that not every machine sees; every rank has to call it.
+
+    Raises:
+        UserError: on every rank, if a file that rank 0 makes in `folder` does not appear on another's machine.
+    """
+
+    def leave_mark() -> tuple[str, str]:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f".shared-{uuid4().hex}"
+        (folder / name).touch()
+        return name, socket.gethostname()
+
+    name, head = on_main(world, leave_mark)
+    mark, deadline = folder / name, time.monotonic() + FILE_PATIENCE
+    while not (seen := os.path.exists(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    blind = sorted(set(gather_objects(world, [] if seen else [socket.gethostname()])))
+    if world.is_main:
+        mark.unlink()
+    if blind:
+        raise UserError(
+            f"--out {folder} of {head} is not the same folder on {', '.join(blind)}: name one on a file system that "
+            "all machines share"
+        )
+
+
 def barrier(world: World) -> None:
     """Wait for all ranks."""
     world.accelerator.wait_for_everyone()
+
+
+def barrier_while(world: World, work: Callable[[], None]) -> None:
+    """Wait for all ranks, and do `work` five times a second until they have come.
+
+    Raises:
+        RuntimeError: soon after another rank was killed, also one on another machine, of which no launcher tells.
+    """
+    if world.hosts is not None:
+        coming = distributed.barrier(world.hosts, async_op=True)
+        while not coming.is_completed():
+            work()
+            time.sleep(0.2)
+        coming.wait()
+    work()
 
 
 def gather_objects(world: World, items: list[T]) -> list[T]:

@@ -28,7 +28,7 @@ from lora_dist.batches import (
     tokenize,
 )
 from lora_dist.config import DataSettings, Settings, TrainSettings, to_json
-from lora_dist.distributed import World, barrier, first_on_node, on_main, stop_asked, sum_over_ranks
+from lora_dist.distributed import World, barrier, first_on_node, on_main, require_shared, stop_asked, sum_over_ranks
 from lora_dist.e2e import fingerprint, load_split
 from lora_dist.interruption import Interrupted, heed_signals
 from lora_dist.loss import ReferenceLoss
@@ -76,6 +76,7 @@ def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = Fa
     base, count = identify(gpt2, tokenizer, settings.model.name), trainable_count(gpt2)
     total, updates_per_epoch = recipe.total_updates(len(data.train)), recipe.updates_per_epoch(len(data.train))
     identity = _identity(settings, base, data)
+    require_shared(world, run.root)
     on_main(world, lambda: run.prepare(overwrite=overwrite))
     saved = checkpoint.load_newest(run, identity)
     done = 0 if saved is None else saved.updates
