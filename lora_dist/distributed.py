@@ -114,7 +114,7 @@ def world(
     if on_cpu:
         keep_freed_memory()
     if on_cpu and launched > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes_on_this_machine()))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_on_this_machine()))
     _require_tracker(tracker)
     patience = timedelta(seconds=hang_timeout + TIMEOUT_MARGIN if hang_timeout else NO_TIMEOUT)
     backend = "gloo" if on_cpu and (launched > 1 or uses_deepspeed()) else None

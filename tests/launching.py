@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -21,9 +23,11 @@ def lora_dist(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.
     return result
 
 
-def attempt(*arguments: object, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
+def attempt(
+    *arguments: object, launcher: tuple[str, ...] = (), within: tuple[str, ...] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command of the package, whatever comes of it."""
-    process = begin(*arguments, launcher=launcher, **variables)
+    process = begin(*arguments, launcher=launcher, within=within, **variables)
     try:
         output, errors = process.communicate(timeout=TIMEOUT)
     except BaseException:
@@ -32,13 +36,15 @@ def attempt(*arguments: object, launcher: tuple[str, ...] = (), **variables: str
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def begin(*arguments: object, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
-    """Start a command of the package."""
+def begin(
+    *arguments: object, launcher: tuple[str, ...] = (), within: tuple[str, ...] = (), **variables: str
+) -> subprocess.Popen[str]:
+    """Start a command of the package, as the arguments of the command `within` if there is one."""
     # In fp32 also without a launcher; and its own choice of threads would differ between one process and several.
     common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_MIXED_PRECISION": "no"}
     command = [sys.executable, "-m", *launcher, "-m", "lora_dist"] if launcher else [sys.executable, "-m", "lora_dist"]
     return subprocess.Popen(
-        [*command, *map(str, arguments)],
+        [*within, *command, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -70,3 +76,18 @@ def adapter(run: Path) -> torch.Tensor:
     """All trained numbers in one vector, in the order of their names."""
     state = load_file(run / "adapter" / "adapter_model.safetensors")
     return torch.cat([state[name].flatten().double() for name in sorted(state)])
+
+
+def assert_same_training(run: Path, other: Path) -> None:
+    assert metrics(run, "step") == metrics(other, "step")
+    assert metrics(run, "lr") == metrics(other, "lr")
+    assert metrics(run, "loss") == pytest.approx(metrics(other, "loss"), rel=1e-5)
+    assert metrics(run, "dev_loss") == pytest.approx(metrics(other, "dev_loss"), rel=1e-5)
+    difference = (adapter(run) - adapter(other)).norm() / adapter(other).norm()
+    assert difference < 1e-5
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that the launcher has started, rank 0 first."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return sorted((c for c in children if "LOCAL_RANK" in c.environ()), key=lambda c: int(c.environ()["LOCAL_RANK"]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import TIMEOUT, attempt, begin, launcher, lora_dist, recipe
+from launching import TIMEOUT, attempt, begin, launcher, lora_dist, recipe, workers
 
 BEAMS = ("--decode.num-beams", 10, "--decode.batch-tokens", 1, "--decode.max-new-tokens", 48)
 LAST_WORDS = 60  # seconds in which a launcher has to end once one of its processes was killed
@@ -33,12 +33,6 @@ def undisturbed(tiny_gpt2: Path, corpus: Path, tmp_path_factory: pytest.TempPath
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     lora_dist(*command(tiny_gpt2, corpus, out), launcher=launcher("ddp.yaml"))
     return result(out)
-
-
-def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes that the launcher has started, rank 0 first."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return sorted((c for c in children if "LOCAL_RANK" in c.environ()), key=lambda c: int(c.environ()["LOCAL_RANK"]))
 
 
 def kill_when(ready: Callable[[], bool], process: subprocess.Popen[str], rank: int) -> bool:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from launching import adapter, attempt, launcher, lora_dist, metrics, recipe
+from launching import assert_same_training, attempt, launcher, lora_dist, recipe
 
 
 @pytest.fixture(scope="module")
@@ -13,15 +13,6 @@ def reference(tiny_gpt2: Path, corpus: Path, tmp_path_factory: pytest.TempPathFa
     out = tmp_path_factory.mktemp("reference") / "run"
     lora_dist("train", *recipe(tiny_gpt2, corpus), "--out", out)
     return out
-
-
-def assert_same_training(run: Path, other: Path) -> None:
-    assert metrics(run, "step") == metrics(other, "step")
-    assert metrics(run, "lr") == metrics(other, "lr")
-    assert metrics(run, "loss") == pytest.approx(metrics(other, "loss"), rel=1e-5)
-    assert metrics(run, "dev_loss") == pytest.approx(metrics(other, "dev_loss"), rel=1e-5)
-    difference = (adapter(run) - adapter(other)).norm() / adapter(other).norm()
-    assert difference < 1e-5
 
 
 @pytest.mark.parametrize("config", ["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"])
