@@ -28,11 +28,11 @@ from lora_dist.distributed import (
     first_on_node,
     gather_by_index,
     on_main,
-    require_shared,
 )
 from lora_dist.e2e import fingerprint, format_outputs, format_references, group_by_mr, is_official, load_split, one_line
 from lora_dist.interruption import Interrupted, heed_signals
 from lora_dist.lora import fold
+from lora_dist.machines import as_options, require_agreement, require_shared
 from lora_dist.model import ADAPTER_WEIGHTS, DTYPES, base_fingerprint, load_adapter, load_base, load_tokenizer
 from lora_dist.run_dir import RunDir, versions, write_json, write_jsonl, write_text
 
@@ -64,6 +64,9 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
         "official_test_set": is_official("test", examples) and len(groups) == len(group_by_mr(examples)),
         "versions": versions(),
     }
+    files = {"the adapter's SHA-256": signature["adapter"], "the base model's fingerprint": signature["base"]}
+    files |= {"the test set's fingerprint": signature["test_data"]}
+    require_agreement(world, {**as_options(settings, "decode"), **files, **versions()})
     prompts = encode_prompts(tokenizer, [group.mr for group in groups])
     done = on_main(world, lambda: _open_ledger(run, signature))
     found = _decode_share(prompts, done, model, tokenizer, settings.decode, run, world)

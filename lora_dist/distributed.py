@@ -7,7 +7,6 @@ under which strategy it runs.
 
 import os
 import signal
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -42,10 +41,6 @@ TIMEOUT_MARGIN = 300.0
 
 NO_TIMEOUT = 10 * 365 * 24 * 3600.0
 """Seconds that stand for waiting for ever."""
-
-FILE_PATIENCE = 30.0
-"""Seconds a file of rank 0's may take to appear on another machine: NFS believes for so long that a folder is as it was
-(acdirmin)."""
 
 
 @dataclass(frozen=True)
@@ -209,33 +204,6 @@ def first_on_node(world: World, work: Callable[[], T]) -> T:
         if problems:
             raise UserError(problems[0])
     return result  # type: ignore[return-value]
-
-
-def require_shared(world: World, folder: Path) -> None:
-    """Refuse a run directory that not every machine sees; every rank has to call it.
-
-    Raises:
-        UserError: on every rank, if a file that rank 0 makes in `folder` does not appear on another's machine.
-    """
-
-    def leave_mark() -> tuple[str, str]:
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f".shared-{uuid4().hex}"
-        (folder / name).touch()
-        return name, socket.gethostname()
-
-    name, head = on_main(world, leave_mark)
-    mark, deadline = folder / name, time.monotonic() + FILE_PATIENCE
-    while not (seen := os.path.exists(mark)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    blind = sorted(set(gather_objects(world, [] if seen else [socket.gethostname()])))
-    if world.is_main:
-        mark.unlink()
-    if blind:
-        raise UserError(
-            f"--out {folder} of {head} is not the same folder on {', '.join(blind)}: name one on a file system that "
-            "all machines share"
-        )
 
 
 def barrier(world: World) -> None:
