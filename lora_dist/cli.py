@@ -10,14 +10,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
 from lora_dist.commands import (
-    BenchDecodeCommand,
-    BenchScoreCommand,
     DecodeCommand,
     DemoCommand,
     DoctorCommand,
@@ -26,11 +24,12 @@ from lora_dist.commands import (
     ReportCommand,
     ScoreCommand,
     TrainCommand,
+    VerifyCommand,
 )
-from lora_dist.config import BASELINE, IMPROVED, Settings, UserError
+from lora_dist.config import BASELINE, IMPROVED, DataSettings, ModelSettings, Settings, UserError
 from lora_dist.interruption import EXIT_CODE as INTERRUPTED
 from lora_dist.interruption import Interrupted
-from lora_dist.launcher import restarted
+from lora_dist.launcher import restarts
 from lora_dist.run_dir import RunDir, save_text
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     folder = RunDir(command.out)
     with _training_world(command) as here:
         on_main(here, lambda: (str(find_java()), len(load_split(command.data, "test"))))  # not after hours of training
-        train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarted())
+        train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarts())
         decode(command.settings(), folder, here)
         is_main = here.is_main
     if is_main:  # no rank waits while Java computes METEOR
@@ -69,7 +68,7 @@ def train(argv: Sequence[str]) -> int:
     command = _preset_command("train", argv)
     folder = RunDir(command.out)
     with _training_world(command) as here:
-        train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarted())
+        train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarts())
         if here.is_main:
             print(f"adapter in {folder.adapter}; next: lora-dist decode {folder.root}")
     return 0
@@ -167,34 +166,10 @@ def merge(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Our time beside others' for the same job: bench {decode,score}."""
-    from lora_dist.bench import Row, table
+    """Our time beside others' for the same job: bench {decode,scaling,score}."""
+    from lora_dist.bench.command import bench as bench_job
 
-    what, rest = (argv[0] if argv else ""), argv[1:]
-    rows: list[Row]
-    if what == "score":
-        from lora_dist.bench.score import bench_score
-
-        command = tyro.cli(BenchScoreCommand, prog="lora-dist bench score", args=rest)
-        rows, file = bench_score(command.data, command.official), command.json
-    elif what == "decode":
-        from lora_dist.bench.decode import bench_decode
-
-        asked = tyro.cli(BenchDecodeCommand, prog="lora-dist bench decode", args=rest)
-        rows = bench_decode(asked.model, asked.shape, asked.data, asked.decode, asked.count, asked.threads)
-        file = asked.json
-    elif what in ("-h", "--help"):
-        print("usage: lora-dist bench {decode,score} [settings]\n")
-        print(f"decode  {BenchDecodeCommand.__doc__}\nscore   {BenchScoreCommand.__doc__}")
-        return 0
-    else:
-        raise UserError(
-            f"bench cannot measure {what or 'nothing'}: give lora-dist bench decode or lora-dist bench score"
-        )
-    print(table(rows))
-    if file is not None:
-        save_text(file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    return 0
+    return bench_job(argv)
 
 
 def doctor(argv: Sequence[str]) -> int:
@@ -203,6 +178,19 @@ def doctor(argv: Sequence[str]) -> int:
 
     tyro.cli(DoctorCommand, prog="lora-dist doctor", args=argv, description=doctor.__doc__)
     return examine()
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Proof on this machine that every strategy and number of processes gives the same result."""
+    from lora_dist.verify import verify as verify_here
+
+    command = tyro.cli(VerifyCommand, prog="lora-dist verify", args=argv)
+    return verify_here(
+        None if command.model is None else ModelSettings(name=str(command.model)),
+        None if command.data is None else DataSettings(dir=command.data),
+        command.processes,
+        command.accumulation,
+    )
 
 
 def demo(argv: Sequence[str]) -> int:
@@ -214,7 +202,7 @@ def demo(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    f.__name__: f for f in (run, train, decode, score, report, generate, merge, bench, doctor, demo)
+    f.__name__: f for f in (run, train, decode, score, report, generate, merge, bench, verify, doctor, demo)
 }
 
 
@@ -223,7 +211,7 @@ def _training_world(command: TrainCommand) -> Iterator["World"]:
     """The processes of a training, once it is clear that its folder may be written to."""
     from lora_dist.distributed import on_main, world
 
-    resume = command.resume or restarted()  # what torchrun starts again goes on where it was
+    resume = command.resume or restarts() > 0  # what torchrun starts again goes on where it was
     with world(
         command.device, tracker=command.train.tracker, folder=command.out, hang_timeout=command.hang_timeout
     ) as here:

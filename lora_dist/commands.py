@@ -1,7 +1,6 @@
 """What each command takes, beside the sections of `config`; the docstrings are the command line's help."""
 
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -123,34 +122,6 @@ class ReportCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchScoreCommand:
-    """Time to score the 630 test outputs against the 4,693 references, beside the official script's."""
-
-    data: DataSettings = field(default_factory=DataSettings)
-    official: Path | None = None
-    """Checkout of github.com/tuetschek/e2e-metrics, to be measured in the same run."""
-    json: Path | None = None
-    """Also write the rows (name, value, unit, ratio) to this file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchDecodeCommand:
-    """Seconds to decode a meaning representation, beside transformers' generate and CTranslate2 where installed."""
-
-    model: ModelSettings = field(default_factory=ModelSettings)
-    shape: Literal["small", "medium"] | None = None
-    """Random weights of GPT-2's published shape in place of the model's, whose tokenizer is used all the same."""
-    data: DataSettings = field(default_factory=DataSettings)
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
-    count: int = 32
-    """Meaning representations to decode, spread evenly over the test set."""
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """CPU threads of each program."""
-    json: Path | None = None
-    """Also write the rows (name, value, unit, ratio) to this file."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class DemoCommand:
     """The whole job offline: synthetic corpus, tiny base model, LoRA, decoding, scores, report."""
 
@@ -158,6 +129,24 @@ class DemoCommand:
     """Folder for everything; what an earlier demo left there is replaced."""
     seed: int = 42
     """Seed of corpus, base model and training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyCommand:
+    """Train a few updates and decode some sentences in every way this machine offers, and compare with one process.
+
+    Prints for each strategy, number of processes and accumulation the relative differences of adapter and losses, and
+    how many learning rates, batches and sentences differ; exit code 1 if anything but rounding does.
+    """
+
+    processes: tuple[int, ...] = (2,)
+    """Numbers of processes to launch under each strategy."""
+    accumulation: tuple[int, ...] = (1,)
+    """Accumulation steps to try with each of them."""
+    model: Path | None = None
+    """Folder of a GPT-2; without it a tiny one is made."""
+    data: Path | None = None
+    """Folder with E2E's CSV files, of which a little is used; without it a synthetic corpus is made."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,8 +54,15 @@ def run_demo(folder: Path, seed: int) -> int:
     return subprocess.run([*command, *arguments, "--out", str(run.root), *overwrite], check=False).returncode
 
 
-def pretrain(texts: list[str], folder: Path, seed: int) -> None:
-    """Train a byte-level BPE tokenizer and a tiny GPT-2 as a language model on `texts`, and save both to `folder`."""
+def pretrain(texts: list[str], folder: Path, seed: int, steps: int = PRETRAINING_STEPS) -> None:
+    """Train a byte-level BPE tokenizer and a tiny GPT-2 as a language model on `texts`, and save both to `folder`.
+
+    Args:
+        texts: one example each.
+        folder: is made if need be.
+        seed: of the initial weights and the order of the texts.
+        steps: AdamW updates of `PRETRAINING_BATCH` texts.
+    """
     tokenizer = _train_tokenizer(texts)
     torch.manual_seed(seed)
     eos = tokenizer.eos_token_id
@@ -74,8 +81,8 @@ def pretrain(texts: list[str], folder: Path, seed: int) -> None:
     model = GPT2LMHeadModel(config).train()
     encoded = [torch.tensor([eos, *ids, eos]) for ids in tokenizer(texts).input_ids]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=PRETRAINING_STEPS)
-    for _ in trange(PRETRAINING_STEPS, desc="pre-train", unit="step"):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for _ in trange(steps, desc="pre-train", unit="step"):
         rows = [encoded[index] for index in torch.randint(len(encoded), (PRETRAINING_BATCH,)).tolist()]
         ids = pad_sequence(rows, batch_first=True, padding_value=eos)
         real = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]

@@ -4,13 +4,12 @@ The grammar is the tables below. An MR is a sample of their values; a reference 
 a noun phrase, a place and verb phrases, and followed by sentences for the verb phrases that are left.
 """
 
-import csv
 import random
 from itertools import islice
 from pathlib import Path
 
 from lora_dist.config import DataSettings
-from lora_dist.e2e import FILES, Split, format_mr, load_split
+from lora_dist.e2e import FILES, Example, Split, format_mr, load_split, write_csv
 
 # E2E's eight attributes in its order, with our own values (familyFriendly has E2E's two).
 VALUES: dict[str, tuple[str, ...]] = {
@@ -115,11 +114,10 @@ def write_corpus(folder: Path, seed: int, num_train_mrs: int = 600) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     remaining = iter(mrs.items())
     for split, size in sizes.items():
-        rows = [(mr, text) for mr, slots in islice(remaining, size) for text in _references(slots, rng)]
+        rows = [Example(mr, text) for mr, slots in islice(remaining, size) for text in _references(slots, rng)]
         if split == "train":
             rng.shuffle(rows)  # as in E2E, whose other two sets keep equal MRs together
-        with (folder / FILES[split]).open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("mr", "ref"), *rows])
+        write_csv(folder / FILES[split], rows)
 
 
 def plain_texts(folder: Path) -> list[str]:

@@ -23,11 +23,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor
 from torch.distributed import distributed_c10d as distributed
+from torch.distributed.rendezvous import rendezvous
 
 from lora_dist.config import Precision, UserError
 from lora_dist.device import choose_device, compute_precision, keep_freed_memory
 from lora_dist.interruption import StopRequest
-from lora_dist.launcher import launched_processes, processes_on_this_machine, uses_deepspeed
+from lora_dist.launcher import launched_processes, processes_on_this_machine, restarts, uses_deepspeed
 from lora_dist.network import interface_towards
 from lora_dist.watchdog import Watchdog
 
@@ -115,6 +116,8 @@ def world(
     backend = "gloo" if on_cpu and (launched > 1 or uses_deepspeed()) else None
     if processes_on_this_machine() < launched:
         _listen_to_other_machines()
+    if restarts() and launched > 1:
+        _join_again(backend, patience)
     accelerator = Accelerator(
         cpu=on_cpu and not uses_deepspeed(),
         mixed_precision="no",  # we hold the weights in the compute precision ourselves; autocast would cast each step
@@ -146,6 +149,17 @@ def _listen_to_other_machines() -> None:
     interface = interface_towards(os.environ["MASTER_ADDR"])
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def _join_again(backend: str | None, patience: timedelta) -> None:
+    """Make the process group before accelerate does, for processes that torchrun has started anew.
+
+    They find the store of those before them, with addresses in it where nobody listens any more, so they need names of
+    their own there.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=patience))
+    store = distributed.PrefixStore(f"restart-{restarts()}", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
 
 
 def _require_tracker(tracker: str) -> None:

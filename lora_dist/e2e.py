@@ -162,6 +162,12 @@ def _check_header(where: str, header: list[str]) -> None:
         raise UserError(f"{where}: the columns are {', '.join(header)}, not mr, ref: use {_ORIGINAL}")
 
 
+def write_csv(path: Path, examples: Iterable[Example]) -> None:
+    """Write a split as the corpus' own files are written, into an existing folder."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("mr", "ref"), *((example.mr, example.reference) for example in examples)])
+
+
 def fingerprint(examples: Sequence[Example]) -> str:
     """SHA-256 of the rows in their order, as hexadecimal digits.
 

@@ -1,7 +1,7 @@
 """The end that a scheduler or a user asks for: a signal is noted, and heeded where nothing is half done.
 
-SIGTERM and SIGUSR1 come from schedulers (SLURM: before the time limit, or to make room), SIGINT from Ctrl-C. All ranks
-then finish the update or chunk they are at, save together, and leave with `EXIT_CODE`.
+SIGTERM and SIGUSR1 come from schedulers (SLURM: before the time limit, or to make room), SIGINT from Ctrl-C, SIGHUP
+from a terminal that goes away. All ranks then finish the update or chunk they are at, save, and leave with `EXIT_CODE`.
 """
 
 import signal
@@ -12,7 +12,7 @@ from types import FrameType
 EXIT_CODE = 75
 """Exit code of a process that saved its work because a signal asked it to end: EX_TEMPFAIL of sysexits.h, try again."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -35,9 +35,14 @@ class StopRequest:
 
 @contextmanager
 def heed_signals() -> Iterator[StopRequest]:
-    """Note the `SIGNALS` that come during the block, in place of ending at once; the main thread has to call it."""
+    """Note the `SIGNALS` that come during the block, in place of ending at once; the main thread has to call it.
+
+    A signal that is ignored stays so: `nohup` ignores SIGHUP.
+    """
     request = StopRequest()
-    before = {number: signal.signal(number, request.note) for number in SIGNALS}
+    before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, request.note)
     try:
         yield request
     finally:

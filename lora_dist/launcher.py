@@ -6,8 +6,23 @@ No process group is touched here, and torch is not imported.
 import os
 import sys
 from importlib.util import find_spec
+from typing import Literal
 
-from lora_dist.config import UserError
+from lora_dist.config import Precision, UserError
+
+Strategy = Literal["ddp", "zero1", "zero2", "zero3", "zero3_offload"]
+
+_STRATEGIES: dict[Strategy, list[str]] = {
+    "ddp": ["--multi_gpu"],
+    "zero1": ["--use_deepspeed", "--zero_stage", "1"],
+    "zero2": ["--use_deepspeed", "--zero_stage", "2"],
+    "zero3": ["--use_deepspeed", "--zero_stage", "3"],
+    "zero3_offload": [
+        *("--use_deepspeed", "--zero_stage", "3"),
+        *("--offload_optimizer_device", "cpu", "--offload_param_device", "cpu"),
+    ],
+}
+"""What the files of `accelerate_configs/` say, as options; an installed package comes without these files."""
 
 
 def launched_processes() -> int:
@@ -33,9 +48,9 @@ def processes_on_this_machine() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
 
 
-def restarted() -> bool:
-    """Whether torchrun started these processes anew after a failure (`--max_restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarts() -> int:
+    """How often torchrun has started these processes anew after a failure (`--max_restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def uses_deepspeed() -> bool:
@@ -52,8 +67,9 @@ def uses_deepspeed() -> bool:
     return asked
 
 
-def launch_command(processes: int) -> list[str]:
+def launch_command(processes: int, strategy: Strategy = "ddp", precision: Precision = "bf16") -> list[str]:
     """The beginning of a command line that starts a Python file or module in `processes` processes on this machine."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    plain = ["--num_machines", "1", "--num_processes", str(processes), "--mixed_precision", "bf16"]
-    return [*launcher, *plain, *(["--multi_gpu", "--main_process_port", "0"] if processes > 1 else [])]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *_STRATEGIES[strategy]]
+    mixed_precision = {"bf16": "bf16", "fp32": "no"}[precision]
+    common = ["--num_machines", "1", "--num_processes", str(processes), "--mixed_precision", mixed_precision]
+    return [*launcher, *common, "--main_process_port", "0"]

@@ -1,37 +1,23 @@
-"""The training loop: from the corpus and a frozen GPT-2 to `RUN/adapter`, with checkpoints on the way.
-
-The loss of an update is the sum over all reference tokens of its global batch divided by their number. Both are
-independent of how many ranks and accumulation steps share the batch, so these change the speed and not the result.
-"""
+"""The training loop: from the corpus and a frozen GPT-2 to `RUN/adapter`, with checkpoints on the way."""
 
 import os
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from lora_dist import checkpoint, lora
+from lora_dist import checkpoint
 from lora_dist.batches import (
     TokenizedExamples,
-    checksum,
-    collate,
-    dev_batches,
-    epoch_order,
-    global_batch,
-    no_examples,
-    rank_share,
     tokenize,
 )
-from lora_dist.config import DataSettings, Settings, TrainSettings, to_json
-from lora_dist.distributed import World, barrier, first_on_node, on_main, stop_asked, sum_over_ranks
+from lora_dist.config import DataSettings, Precision, Settings, to_json
+from lora_dist.distributed import World, barrier, first_on_node, on_main, stop_asked
 from lora_dist.e2e import fingerprint, load_split
 from lora_dist.interruption import Interrupted, heed_signals
-from lora_dist.loss import ReferenceLoss
 from lora_dist.machines import as_options, require_agreement, require_shared
 from lora_dist.model import (
     DTYPES,
@@ -43,12 +29,9 @@ from lora_dist.model import (
     save_adapter,
     trainable_count,
 )
-from lora_dist.replica import Replica
 from lora_dist.run_dir import RunDir, new_folder, versions, write_config
-from lora_dist.training_log import TrainingLog, Update
-
-DEV_BATCH_SIZE = 16
-"""Dev examples a forward pass: the result does not depend on it."""
+from lora_dist.training_log import TrainingLog
+from lora_dist.update import dev_losses, make_update, replicate
 
 
 @dataclass(frozen=True)
@@ -72,8 +55,8 @@ def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = Fa
     recipe = settings.train
     recipe.micro_batch_size(world.size)  # refuses before anything is loaded
     seed_everything(recipe.seed, recipe.deterministic)
-    gpt2, tokenizer = first_on_node(world, lambda: _load_model(settings, world))
-    data = first_on_node(world, lambda: _load_data(settings.data, tokenizer, gpt2.config.n_positions))
+    gpt2, tokenizer = first_on_node(world, lambda: load_model(settings, world.precision))
+    data = first_on_node(world, lambda: load_data(settings.data, tokenizer, gpt2.config.n_positions))
     base, count = identify(gpt2, tokenizer, settings.model.name), trainable_count(gpt2)
     total, updates_per_epoch = recipe.total_updates(len(data.train)), recipe.updates_per_epoch(len(data.train))
     identity = _identity(settings, base, data)
@@ -91,7 +74,7 @@ def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = Fa
         )
         write_config(run, settings, world.describe(), data.fingerprints, {"trainable": count, "updates": total})
     pad_id = tokenizer.eos_token_id
-    replica = _replicate(gpt2, recipe, saved, pad_id, world)
+    replica = replicate(gpt2, recipe, saved, pad_id, world)
     log = TrainingLog(run, world, identity, done, total)
     with heed_signals() as request:
 
@@ -110,14 +93,14 @@ def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = Fa
 
         def evaluate(step: int) -> None:
             if step and (step % updates_per_epoch == 0 or step == total) and step not in log.evaluated:
-                sums = _dev_losses(replica, data.dev, pad_id, world, lambda: end_if_asked(step))
+                sums = dev_losses(replica, data.dev, pad_id, world, lambda: end_if_asked(step))
                 log.write_dev(step, step / updates_per_epoch, *sums)
 
         evaluate(done)  # what an end in the middle of it left to do
         for update in range(done, total):
             step = update + 1
             world.watchdog.note(f"update {step} of {total}")
-            log.add(_update(replica, data.train, recipe, update, total, pad_id, world))
+            log.add(make_update(replica, data.train, recipe, update, total, pad_id, world))
             save_now = step % recipe.checkpoint_steps == 0 or step == total
             if step % recipe.log_steps == 0 or step % updates_per_epoch == 0 or save_now:
                 log_loss(step)
@@ -149,31 +132,16 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
-def _load_model(settings: Settings, world: World) -> tuple[GPT2LMHeadModel, Any]:
+def load_model(settings: Settings, precision: Precision) -> tuple[GPT2LMHeadModel, Any]:
+    """The frozen GPT-2 with its untrained adapter, and the tokenizer."""
     tokenizer = load_tokenizer(settings.model)
-    gpt2 = load_base(settings.model, tokenizer, DTYPES[world.precision])
+    gpt2 = load_base(settings.model, tokenizer, DTYPES[precision])
     inject(gpt2, settings.lora, settings.train.seed)
     return gpt2, tokenizer
 
 
-def _replicate(
-    gpt2: GPT2LMHeadModel, recipe: TrainSettings, saved: checkpoint.Checkpoint | None, pad_id: int, world: World
-) -> Replica:
-    """Loss and AdamW, wrapped for the strategy, at the start of the training or at a checkpoint."""
-    if saved is not None:
-        lora.load(gpt2, saved.adapter)
-    parameters = lora.parameters(gpt2)
-    fused = world.device.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=recipe.weight_decay, fused=fused)
-    module = ReferenceLoss(gpt2, recipe.label_smoothing)
-    micro_batch_size = recipe.micro_batch_size(world.size)
-    replica = Replica(world, module, parameters, optimizer, micro_batch_size, recipe.max_grad_norm)
-    if saved is not None:
-        replica.load_moments(saved.moments, saved.updates, no_examples(pad_id).to(world.device).inputs())
-    return replica
-
-
-def _load_data(settings: DataSettings, tokenizer: Any, max_length: int) -> TokenizedData:
+def load_data(settings: DataSettings, tokenizer: Any, max_length: int) -> TokenizedData:
+    """Training and dev set as tokens."""
     train_split, dev_split = load_split(settings, "train"), load_split(settings, "dev")
     return TokenizedData(
         train=tokenize(tokenizer, train_split, max_length),
@@ -200,45 +168,3 @@ def _require_agreement(settings: Settings, base: BaseIdentity, data: TokenizedDa
     fingerprints = {f"the {split} split's fingerprint": text for split, text in data.fingerprints.items()}
     found = {"the base model's fingerprint": base.fingerprint, "the precision": world.precision, **fingerprints}
     require_agreement(world, {**as_options(settings, "model", "lora", "data", "train"), **found, **versions()})
-
-
-def _update(
-    replica: Replica,
-    examples: TokenizedExamples,
-    recipe: TrainSettings,
-    update: int,
-    total: int,
-    pad_id: int,
-    world: World,
-) -> Update:
-    """Update number `update` (from 0) of `total`, and what it counted."""
-    epoch, position = divmod(update, recipe.updates_per_epoch(len(examples)))
-    ids = global_batch(epoch_order(len(examples), recipe.seed, epoch), position, recipe.global_batch_size)
-    micro_batches = rank_share(ids, examples.lengths, world.rank, world.size, recipe.accumulation_steps)
-    labels = int(examples.label_counts[ids].sum())
-    # Dropout is seeded anew for each update, so that a resumed run needs no saved random state.
-    seeds = np.random.SeedSequence([recipe.seed, update, world.rank])
-    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-    sums = torch.zeros(2, device=world.device)
-    for k, share in enumerate(micro_batches):
-        batch = collate(examples, share, pad_id).to(world.device)
-        last = k == len(micro_batches) - 1
-        sums += replica.train(*batch.inputs(), scale=world.size / labels, last=last)
-    replica.step(recipe.learning_rate_at(update, total))
-    samples = sum(checksum(share) for share in micro_batches)
-    return Update(sums, samples, labels, int(examples.lengths[ids].sum()), len(ids))
-
-
-def _dev_losses(
-    replica: Replica, examples: TokenizedExamples, pad_id: int, world: World, end_if_asked: Callable[[], None]
-) -> tuple[float, float]:
-    """Mean loss and mean plain cross-entropy over all labels of the dev set, in nats a token."""
-    batches = dev_batches(examples.lengths, DEV_BATCH_SIZE, world.size)[world.rank :: world.size]
-    sums = torch.zeros(2, dtype=torch.float64, device=world.device)
-    for share in tqdm(batches, desc="dev", unit="batch", leave=False, disable=not world.is_main, mininterval=5):
-        world.watchdog.note("the dev set")
-        end_if_asked()
-        batch = collate(examples, share, pad_id).to(world.device)
-        sums += replica.evaluate(*batch.inputs())
-    loss, plain = (sum_over_ranks(world, sums) / int(examples.label_counts.sum())).tolist()
-    return loss, plain

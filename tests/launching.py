@@ -23,11 +23,9 @@ def lora_dist(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.
     return result
 
 
-def attempt(
-    *arguments: object, launcher: tuple[str, ...] = (), within: tuple[str, ...] = (), **variables: str
-) -> subprocess.CompletedProcess[str]:
+def attempt(*arguments: object, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the package, whatever comes of it."""
-    process = begin(*arguments, launcher=launcher, within=within, **variables)
+    process = begin(*arguments, launcher=launcher, **variables)
     try:
         output, errors = process.communicate(timeout=TIMEOUT)
     except BaseException:
@@ -36,20 +34,34 @@ def attempt(
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def begin(
-    *arguments: object, launcher: tuple[str, ...] = (), within: tuple[str, ...] = (), **variables: str
-) -> subprocess.Popen[str]:
-    """Start a command of the package, as the arguments of the command `within` if there is one."""
+def begin(*arguments: object, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
+    """Start a command of the package."""
+    return start(command_line(*arguments, launcher=launcher), **variables)
+
+
+def command_line(*arguments: object, launcher: tuple[str, ...] = ()) -> list[str]:
+    """A command of the package, under `launcher` if there is one."""
+    under = ["-m", *launcher] if launcher else []
+    return [sys.executable, *under, "-m", "lora_dist", *map(str, arguments)]
+
+
+def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
+    """Start a command that ends in one of the package."""
     # In fp32 also without a launcher; and its own choice of threads would differ between one process and several.
     common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_MIXED_PRECISION": "no"}
-    command = [sys.executable, "-m", *launcher, "-m", "lora_dist"] if launcher else [sys.executable, "-m", "lora_dist"]
     return subprocess.Popen(
-        [*within, *command, *map(str, arguments)],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **common, **variables},
     )
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that the launcher has started, rank 0 first."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return sorted((c for c in children if "LOCAL_RANK" in c.environ()), key=lambda c: int(c.environ()["LOCAL_RANK"]))
 
 
 def launcher(config: str, processes: int | None = None) -> tuple[str, ...]:
@@ -85,9 +97,3 @@ def assert_same_training(run: Path, other: Path) -> None:
     assert metrics(run, "dev_loss") == pytest.approx(metrics(other, "dev_loss"), rel=1e-5)
     difference = (adapter(run) - adapter(other)).norm() / adapter(other).norm()
     assert difference < 1e-5
-
-
-def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes that the launcher has started, rank 0 first."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return sorted((c for c in children if "LOCAL_RANK" in c.environ()), key=lambda c: int(c.environ()["LOCAL_RANK"]))

@@ -14,7 +14,18 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from launching import TIMEOUT, adapter, assert_same_training, begin, launcher, lora_dist, metrics, recipe, workers
+from launching import (
+    TIMEOUT,
+    adapter,
+    assert_same_training,
+    command_line,
+    launcher,
+    lora_dist,
+    metrics,
+    recipe,
+    start,
+    workers,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -49,8 +60,8 @@ class Host:
         words = [f"echo {self.name} > /proc/sys/kernel/hostname"]
         words += [] if hidden is None else [f"mount -t tmpfs none {hidden}"]  # ip netns exec has mounts of its own
         words += [f'exec taskset --cpu-list {self.core} "$@"']
-        within = ("ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", " && ".join(words), "sh")
-        return begin(*arguments, launcher=launcher, within=within)
+        here = ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", " && ".join(words), "sh"]
+        return start([*here, *command_line(*arguments, launcher=launcher)])
 
 
 @pytest.fixture
@@ -106,12 +117,12 @@ def launched(
 ) -> Iterator[tuple[subprocess.Popen[str], subprocess.Popen[str]]]:
     """The same command on both hosts, as README says; `hidden` is the first's alone."""
 
-    def start(rank: int) -> subprocess.Popen[str]:
+    def on(rank: int) -> subprocess.Popen[str]:
         where = ("--num_machines", "2", "--machine_rank", str(rank), "--main_process_ip", hosts[0].name)
         flags = (*launcher(config, processes), *where, "--main_process_port", "29500")
         return hosts[rank].begin(*arguments, launcher=flags, hidden=hidden if rank == 1 else None)
 
-    started = (start(0), start(1))
+    started = (on(0), on(1))
     try:
         yield started
     finally:
