@@ -85,6 +85,22 @@ class Batch:
         return self.tokens, self.positions, self.slots, self.wanted, self.labels, self.rows, self.length
 
 
+@dataclass(frozen=True)
+class BatchShape:
+    """How large a batch is."""
+
+    tokens: int
+    """Tokens, those that fill up among them."""
+    rows: int
+    """Examples."""
+    length: int
+    """Tokens of the longest, rounded up."""
+    wanted: int
+    """Tokens whose last hidden state is computed."""
+    labels: int
+    """Tokens to predict."""
+
+
 def encode_prompts(tokenizer: Any, mrs: Sequence[str]) -> list[list[int]]:
     """Token ids of `MR <|ref|>`: what training puts before a reference, and decoding starts from."""
     if not mrs:
@@ -164,6 +180,15 @@ def no_examples(pad_id: int) -> Batch:
     return Batch(torch.tensor([pad_id]), zero, zero, none, none, rows=1, length=1)
 
 
+def batch_shape(lengths: Indices, label_counts: Indices) -> BatchShape:
+    """What `collate` makes of at least one example of so many tokens and labels: both (examples,)."""
+    rows, tokens = len(lengths), _round_up(int(lengths.sum()) - len(lengths), SHAPE_STEP)
+    # Some row has to have room for the tokens that fill up.
+    length = max(_round_up(int(lengths.max()) - 1, LENGTH_STEP), _round_up(-(-tokens // rows), LENGTH_STEP))
+    labels = int(label_counts.sum())
+    return BatchShape(tokens, rows, length, min(tokens, _round_up(labels, SHAPE_STEP)), labels)
+
+
 def collate(examples: TokenizedExamples, indices: Indices, pad_id: int) -> Batch:
     """Lay some examples end to end and fill up with `pad_id`, which nothing looks at and which predicts no label."""
     if not len(indices):
@@ -173,20 +198,18 @@ def collate(examples: TokenizedExamples, indices: Indices, pad_id: int) -> Batch
     positions = np.concatenate([np.arange(length) for length in lengths])
     places = examples.starts[indices][rows] + positions
     predicts = positions >= prompts[rows] - 1
-    fill, length = -len(places) % SHAPE_STEP, _round_up(int(lengths.max()), LENGTH_STEP)
-    while len(indices) * length < len(places) + fill:
-        length += LENGTH_STEP
-    slots = rows * length + positions
-    free = np.setdiff1d(np.arange(len(indices) * length), slots, assume_unique=True)
+    shape = batch_shape(lengths + 1, examples.label_counts[indices])
+    fill, slots = shape.tokens - len(places), rows * shape.length + positions
+    free = np.setdiff1d(np.arange(shape.rows * shape.length), slots, assume_unique=True)
     wanted, others = np.flatnonzero(predicts), np.flatnonzero(~predicts)
     return Batch(
         tokens=torch.from_numpy(np.append(examples.ids[places], np.full(fill, pad_id)).astype(np.int64)),
         positions=torch.from_numpy(np.append(positions, np.zeros(fill, np.int64))),
         slots=torch.from_numpy(np.append(slots, free[:fill])),
-        wanted=torch.from_numpy(np.append(wanted, others[: -len(wanted) % SHAPE_STEP])),
+        wanted=torch.from_numpy(np.append(wanted, others[: shape.wanted - len(wanted)])),
         labels=torch.from_numpy(examples.ids[places[wanted] + 1].astype(np.int64)),
-        rows=len(indices),
-        length=length,
+        rows=shape.rows,
+        length=shape.length,
     )
 
 

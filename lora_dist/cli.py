@@ -21,6 +21,7 @@ from lora_dist.commands import (
     DoctorCommand,
     GenerateCommand,
     MergeCommand,
+    PlanCommand,
     ReportCommand,
     ScoreCommand,
     TrainCommand,
@@ -48,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     from lora_dist.scoring import score_run, table
     from lora_dist.train import train as train_adapter
 
-    command = _preset_command("run", argv)
+    command = _preset_command(TrainCommand, "run", argv)
     folder = RunDir(command.out)
     with _training_world(command) as here:
         on_main(here, lambda: (str(find_java()), len(load_split(command.data, "test"))))  # not after hours of training
@@ -65,7 +66,7 @@ def train(argv: Sequence[str]) -> int:
     """Train an adapter to OUT/adapter: train {baseline,improved} --out DIR."""
     from lora_dist.train import train as train_adapter
 
-    command = _preset_command("train", argv)
+    command = _preset_command(TrainCommand, "train", argv)
     folder = RunDir(command.out)
     with _training_world(command) as here:
         train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarts())
@@ -172,6 +173,21 @@ def bench(argv: Sequence[str]) -> int:
     return bench_job(argv)
 
 
+def plan(argv: Sequence[str]) -> int:
+    """Memory, traffic and schedule of a training, before anything is loaded: plan {baseline,improved}."""
+    from lora_dist.plan import check_memory, make_plan, to_json
+    from lora_dist.plan_table import table
+
+    command = _preset_command(PlanCommand, "plan", argv)
+    available = None if command.memory is None else int(command.memory * 2**30)
+    planned = make_plan(command, command.processes, command.device, command.precision, available)
+    print(table(planned))
+    if command.json is not None:
+        save_text(command.json, json.dumps(to_json(planned), indent=2) + "\n")
+    check_memory(planned)
+    return 0
+
+
 def doctor(argv: Sequence[str]) -> int:
     """What this machine offers: devices, launcher, Java, DeepSpeed, versions, a two-process all-reduce."""
     from lora_dist.doctor import examine
@@ -202,7 +218,7 @@ def demo(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    f.__name__: f for f in (run, train, decode, score, report, generate, merge, bench, verify, doctor, demo)
+    f.__name__: f for f in (run, train, decode, score, report, generate, merge, plan, bench, verify, doctor, demo)
 }
 
 
@@ -265,7 +281,10 @@ def _usage() -> str:
     )
 
 
-def _preset_command(name: str, argv: Sequence[str]) -> TrainCommand:
+P = TypeVar("P", TrainCommand, PlanCommand)
+
+
+def _preset_command(command: type[P], name: str, argv: Sequence[str]) -> P:
     """Settings of a new run: a preset, and what is changed of it."""
     if not argv or argv[0] in ("-h", "--help"):
         print(
@@ -278,8 +297,8 @@ def _preset_command(name: str, argv: Sequence[str]) -> TrainCommand:
     if argv[0] not in PRESETS:
         raise UserError(f"{argv[0]} is not a preset: give lora-dist {name} baseline or lora-dist {name} improved first")
     preset = PRESETS[argv[0]]
-    default = TrainCommand(**{f.name: getattr(preset, f.name) for f in fields(preset)})
-    return tyro.cli(TrainCommand, prog=f"lora-dist {name} {argv[0]}", args=argv[1:], default=default)
+    default = command(**{f.name: getattr(preset, f.name) for f in fields(preset)})
+    return tyro.cli(command, prog=f"lora-dist {name} {argv[0]}", args=argv[1:], default=default)
 
 
 C = TypeVar("C", DecodeCommand, GenerateCommand, MergeCommand)
