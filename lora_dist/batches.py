@@ -150,10 +150,12 @@ def global_batch(order: Indices, position: int, batch_size: int) -> Indices:
 def rank_share(batch: Indices, lengths: Indices, rank: int, world_size: int, accumulation_steps: int) -> list[Indices]:
     """One rank's part of a global batch, as `accumulation_steps` micro-batches, of which some may be empty.
 
-    Dealt out by length, longest first, so that the ranks have equal work and a micro-batch has rows of like length.
+    Dealt out by length, longest first and to and fro (0, 1, 1, 0, 0, 1, ...), so that the ranks have equal work and a
+    micro-batch has rows of like length.
     """
     by_length = batch[np.argsort(-lengths[batch], kind="stable")]
-    share = by_length[rank::world_size]
+    turn, place = np.divmod(np.arange(len(batch)), world_size)
+    share = by_length[np.where(turn % 2, world_size - 1 - place, place) == rank]
     return np.array_split(share, accumulation_steps)
 
 

@@ -10,14 +10,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
 from lora_dist.commands import (
-    BenchDecodeCommand,
-    BenchScoreCommand,
     DecodeCommand,
     DemoCommand,
     DoctorCommand,
@@ -29,7 +27,7 @@ from lora_dist.commands import (
     TrainCommand,
     VerifyCommand,
 )
-from lora_dist.config import BASELINE, IMPROVED, DataSettings, ModelSettings, UserError
+from lora_dist.config import BASELINE, IMPROVED, DataSettings, ModelSettings, Settings, UserError
 from lora_dist.interruption import EXIT_CODE as INTERRUPTED
 from lora_dist.interruption import Interrupted
 from lora_dist.launcher import restarts
@@ -80,12 +78,14 @@ def train(argv: Sequence[str]) -> int:
 def decode(argv: Sequence[str]) -> int:
     """Write one sentence for each test MR to RUN/decode: decode RUN."""
     from lora_dist.decode import decode as decode_test_set
-    from lora_dist.distributed import world
+    from lora_dist.distributed import on_main, world
 
-    command = _with_settings_of_run(DecodeCommand, "decode", argv)
-    folder = RunDir(command.run)
-    settings = replace(folder.settings(), model=command.model, data=command.data, decode=command.decode)
-    with world(command.device, hang_timeout=command.hang_timeout) as here:
+    parsed = tyro.cli(DecodeCommand, prog="lora-dist decode", args=argv)
+    folder = RunDir(parsed.run)
+    with world(parsed.device, hang_timeout=parsed.hang_timeout) as here:
+        saved = on_main(here, folder.settings)  # another machine may not see it, which decode then says
+        command = _with_settings_of_run(parsed, saved, "decode", argv)
+        settings = replace(saved, model=command.model, data=command.data, decode=command.decode)
         decode_test_set(settings, folder, here)
         if here.is_main:
             print(
@@ -135,7 +135,8 @@ def generate(argv: Sequence[str]) -> int:
     from lora_dist.distributed import world
     from lora_dist.e2e import format_mr, parse_mr
 
-    command = _with_settings_of_run(GenerateCommand, "generate", argv)
+    parsed = tyro.cli(GenerateCommand, prog="lora-dist generate", args=argv)
+    command = _with_settings_of_run(parsed, RunDir(parsed.run).settings(), "generate", argv)
     if not command.mrs:
         raise UserError('generate needs a meaning representation, such as "name[The Eagle], food[French]"')
     mrs = [format_mr(parse_mr(mr)) for mr in command.mrs]
@@ -153,7 +154,8 @@ def merge(argv: Sequence[str]) -> int:
     from lora_dist.decode import load_merged
     from lora_dist.run_dir import new_folder
 
-    command = _with_settings_of_run(MergeCommand, "merge", argv)
+    parsed = tyro.cli(MergeCommand, prog="lora-dist merge", args=argv)
+    command = _with_settings_of_run(parsed, RunDir(parsed.run).settings(), "merge", argv)
     if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
         raise UserError(f"{command.out} exists already: name a new folder")
     model, tokenizer = load_merged(command.model, RunDir(command.run).adapter)
@@ -165,34 +167,10 @@ def merge(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Our time beside others' for the same job: bench {decode,score}."""
-    from lora_dist.bench import Row, table
+    """Our time beside others' for the same job: bench {decode,scaling,score}."""
+    from lora_dist.bench.command import bench as bench_job
 
-    what, rest = (argv[0] if argv else ""), argv[1:]
-    rows: list[Row]
-    if what == "score":
-        from lora_dist.bench.score import bench_score
-
-        command = tyro.cli(BenchScoreCommand, prog="lora-dist bench score", args=rest)
-        rows, file = bench_score(command.data, command.official), command.json
-    elif what == "decode":
-        from lora_dist.bench.decode import bench_decode
-
-        asked = tyro.cli(BenchDecodeCommand, prog="lora-dist bench decode", args=rest)
-        rows = bench_decode(asked.model, asked.shape, asked.data, asked.decode, asked.count, asked.threads)
-        file = asked.json
-    elif what in ("-h", "--help"):
-        print("usage: lora-dist bench {decode,score} [settings]\n")
-        print(f"decode  {BenchDecodeCommand.__doc__}\nscore   {BenchScoreCommand.__doc__}")
-        return 0
-    else:
-        raise UserError(
-            f"bench cannot measure {what or 'nothing'}: give lora-dist bench decode or lora-dist bench score"
-        )
-    print(table(rows))
-    if file is not None:
-        save_text(file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    return 0
+    return bench_job(argv)
 
 
 def plan(argv: Sequence[str]) -> int:
@@ -272,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"there is no command {arguments[0]}: choose one of {', '.join(COMMANDS)}")
         return COMMANDS[arguments[0]](arguments[1:])
     except (UserError, FloatingPointError, Interrupted) as error:
-        if os.environ.get("RANK", "0") == "0":  # the other ranks would say the same
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: its other ranks would say the same
             print(f"lora-dist: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else INTERRUPTED if isinstance(error, Interrupted) else 1
     except OSError as error:
@@ -326,9 +304,7 @@ def _preset_command(command: type[P], name: str, argv: Sequence[str]) -> P:
 C = TypeVar("C", DecodeCommand, GenerateCommand, MergeCommand)
 
 
-def _with_settings_of_run(command: type[C], name: str, argv: Sequence[str]) -> C:
-    """Parse twice: once to learn which run it is about, then with that run's settings as the defaults."""
-    parsed = tyro.cli(command, prog=f"lora-dist {name}", args=argv)
-    saved = RunDir(parsed.run).settings()
+def _with_settings_of_run(parsed: C, saved: Settings, name: str, argv: Sequence[str]) -> C:
+    """Parse again: the first time told which run it is about, now that run's settings are the defaults."""
     sections = {f.name: getattr(saved, f.name) for f in fields(parsed) if f.name in ("model", "data", "decode")}
-    return tyro.cli(command, prog=f"lora-dist {name}", args=argv, default=replace(parsed, **sections))
+    return tyro.cli(type(parsed), prog=f"lora-dist {name}", args=argv, default=replace(parsed, **sections))

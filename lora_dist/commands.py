@@ -1,7 +1,6 @@
 """What each command takes, beside the sections of `config`; the docstrings are the command line's help."""
 
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -140,34 +139,6 @@ class ReportCommand:
     """Folders of scored runs."""
     out: Path | None = None
     """Folder for the two files; the first run's if not given."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchScoreCommand:
-    """Time to score the 630 test outputs against the 4,693 references, beside the official script's."""
-
-    data: DataSettings = field(default_factory=DataSettings)
-    official: Path | None = None
-    """Checkout of github.com/tuetschek/e2e-metrics, to be measured in the same run."""
-    json: Path | None = None
-    """Also write the rows (name, value, unit, ratio) to this file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchDecodeCommand:
-    """Seconds to decode a meaning representation, beside transformers' generate and CTranslate2 where installed."""
-
-    model: ModelSettings = field(default_factory=ModelSettings)
-    shape: Literal["small", "medium"] | None = None
-    """Random weights of GPT-2's published shape in place of the model's, whose tokenizer is used all the same."""
-    data: DataSettings = field(default_factory=DataSettings)
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
-    count: int = 32
-    """Meaning representations to decode, spread evenly over the test set."""
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """CPU threads of each program."""
-    json: Path | None = None
-    """Also write the rows (name, value, unit, ratio) to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -208,8 +208,8 @@ def test_ranks_share_a_batch_without_gap_or_overlap_and_never_above_the_fair_sha
 def test_ranks_get_equal_work() -> None:
     lengths = np.array([90, 10, 50, 80, 20, 40, 70, 30])
     first, second = (np.concatenate(rank_share(arange(8), lengths, rank, 2, 2)) for rank in range(2))
-    assert lengths[first].tolist() == [90, 70, 40, 20]
-    assert lengths[second].tolist() == [80, 50, 30, 10]
+    assert lengths[first].tolist() == [90, 50, 40, 10]
+    assert lengths[second].tolist() == [80, 70, 30, 20]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

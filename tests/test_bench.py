@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_dist.bench import score
+from lora_dist.bench import scaling, score
 from lora_dist.cli import main
 from lora_dist.demo_corpus import write_corpus
 
@@ -35,6 +35,22 @@ def test_scoring_beside_the_official_script(corpus: Path, tmp_path: Path, capsys
     assert theirs["ratio"] == pytest.approx(theirs["value"] / ours["value"], abs=2e-3)
     printed = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in printed] == ["score: lora_dist", "score: official script"]
+
+
+def test_scaling_of_two_processes(
+    corpus: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling, "ROUNDS", 1)
+    rows = tmp_path / "rows.json"
+    settings = ["--model.name", str(tiny_gpt2), "--data.dir", str(corpus), "--updates", "3", "--json", str(rows)]
+    assert main(["bench", "scaling", *settings, "--precision", "fp32"]) == 0
+    one, two, update, communication, waiting = json.loads(rows.read_text())
+    assert one["ratio"] == 1
+    assert two["ratio"] == pytest.approx(two["value"] / one["value"], rel=1e-2)
+    assert update["value"] == pytest.approx(8e3 / two["value"], rel=1e-2)
+    assert 0 < communication["value"] < update["value"]
+    assert waiting["value"] >= 0
+    assert main(["bench", "scaling", *settings, "--train.global-batch-size", "7"]) == 2
 
 
 def test_what_can_go_wrong(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,11 +8,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import TIMEOUT, adapter, attempt, begin, launcher, lora_dist, metrics, recipe, workers
 
-from lora_dist import train
+from lora_dist import decode, train
+from lora_dist.beam import beam_search
 from lora_dist.cli import main
 from lora_dist.interruption import EXIT_CODE
 from lora_dist.run_dir import RunDir
@@ -93,6 +95,31 @@ def test_an_ignored_signal_stays_ignored(
     finally:
         signal.signal(signal.SIGHUP, before)
     assert same(run, finished)
+
+
+def test_a_signal_ends_a_decoding_after_its_chunk_and_what_is_done_is_not_done_again(
+    finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished.root, run.root)
+    few = ("--decode.batch-tokens", "1", "--decode.max-new-tokens", "8", "--decode.limit", "6", "--device", "cpu")
+    chunks: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        chunks.append(1)
+        if len(chunks) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return beam_search(*arguments)
+
+    monkeypatch.setattr(decode, "beam_search", counted)
+    assert main(["decode", str(run.root), *few]) == EXIT_CODE
+    assert "SIGTERM ended the decoding" in capsys.readouterr().err
+    assert len(chunks) == 3
+    assert len(run.ledger(0).read_text().splitlines()) == 3
+    assert not run.outputs.exists()
+    assert main(["decode", str(run.root), *few]) == 0
+    assert len(chunks) == 6
+    assert len(run.outputs.read_text().splitlines()) == 6
 
 
 # A full disk
@@ -176,12 +203,13 @@ def test_a_signal_to_the_launcher_or_to_one_rank_ends_all_with_one_checkpoint(
     config: str, to: str, long_training: list[object], undisturbed: RunDir, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
-    process = begin(*long_training, "--out", run.root, launcher=launcher(f"{config}.yaml"))
+    passed_on = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGUSR1"}  # as launch/setup.sh sets it
+    process = begin(*long_training, "--out", run.root, launcher=launcher(f"{config}.yaml"), **passed_on)
     wait_for(lambda: has_trained(run, 4), process)
     if to == "launcher":
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGUSR1)
     else:
-        workers(process)[1].send_signal(signal.SIGUSR1)
+        workers(process)[1].send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=GRACE)
     assert process.returncode != 0
     (step,) = run.steps()

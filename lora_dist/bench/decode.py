@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from lora_dist.batches import encode_prompts
 from lora_dist.beam import beam_search
 from lora_dist.bench import Row
 from lora_dist.bench.machine import Measurement, matmul_ceiling, measure_apart, measure_together
+from lora_dist.bench.models import save_model
 from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision
 from lora_dist.decode import batch_tokens, chunks
 from lora_dist.decoder import prepare
@@ -28,8 +29,6 @@ from lora_dist.model import DTYPES, load_base, load_tokenizer
 
 NEW_TOKENS = 32
 ROUNDS = 2
-SHAPES = {"small": (12, 12, 768), "medium": (24, 16, 1024)}
-"""Layers, heads and width of the published GPT-2s."""
 
 Prompts = list[list[int]]
 
@@ -51,7 +50,7 @@ def bench_decode(
 
     Args:
         model: whose tokenizer and, without a shape, weights are used.
-        shape: a key of `SHAPES` for random weights of that shape, or None.
+        shape: a key of `models.SHAPES` for random weights of that shape, or None.
         data: the corpus.
         settings: of the beam search.
         count: test meaning representations to decode, spread evenly over the test set.
@@ -60,10 +59,8 @@ def bench_decode(
     tokenizer = load_tokenizer(model)
     mrs = [group.mr for group in group_by_mr(load_split(data, "test"))]
     prompts = encode_prompts(tokenizer, mrs[:: max(1, len(mrs) // count)][:count])
-    gpt2 = load_base(model, tokenizer, torch.float32) if shape is None else _random_gpt2(shape, len(tokenizer))
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
-        gpt2.save_pretrained(name)
-        tokenizer.save_pretrained(name)
+        gpt2 = save_model(model, shape, Path(name))
         job = Job(Path(name), replace(settings, max_new_tokens=NEW_TOKENS), tokenizer.eos_token_id)
         found = _measure_all(job, prompts, threads)
         one = measure_apart(_ours, job, prompts, "fp32", threads=1)
@@ -119,12 +116,6 @@ def _work(model: GPT2LMHeadModel, prompts: Prompts, beams: int) -> float:
     body = sum(p.numel() for name, p in model.transformer.h.named_parameters() if name.endswith("weight"))
     tokens = sum(map(len, prompts)) + len(prompts) * beams * (NEW_TOKENS - 1)
     return 2.0 * float(body * tokens + model.lm_head.weight.numel() * len(prompts) * (1 + beams * (NEW_TOKENS - 1)))
-
-
-def _random_gpt2(shape: str, words: int) -> GPT2LMHeadModel:
-    layers, heads, width = SHAPES[shape]
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=words, n_layer=layers, n_head=heads, n_embd=width))
 
 
 def _ours(job: Job, prompts: Prompts, precision: Precision) -> tuple[float, None]:

@@ -1,0 +1,33 @@
+"""The models that programs are measured with, as folders that every one of them can load."""
+
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lora_dist.config import ModelSettings
+from lora_dist.model import load_base, load_tokenizer
+
+SHAPES = {"small": (12, 12, 768), "medium": (24, 16, 1024)}
+"""Layers, heads and width of the published GPT-2s."""
+
+
+def save_model(model: ModelSettings, shape: str | None, folder: Path) -> GPT2LMHeadModel:
+    """Write model and tokenizer, the reference token in both, to `folder` in fp32, and return the model.
+
+    Args:
+        model: whose tokenizer and, without a shape, weights are used.
+        shape: a key of `SHAPES` for random weights of that shape, or None.
+        folder: is made if need be.
+    """
+    tokenizer = load_tokenizer(model)
+    gpt2 = load_base(model, tokenizer, torch.float32) if shape is None else _random_gpt2(shape, len(tokenizer))
+    gpt2.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return gpt2
+
+
+def _random_gpt2(shape: str, words: int) -> GPT2LMHeadModel:
+    layers, heads, width = SHAPES[shape]
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=words, n_layer=layers, n_head=heads, n_embd=width))

@@ -1,0 +1,117 @@
+"""How much faster two processes train than one, each with one thread, and how long they spend in communication."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lora_dist.bench import Row
+from lora_dist.bench.models import save_model
+from lora_dist.config import Precision, Settings, UserError, from_json, to_json
+from lora_dist.launcher import launch_command
+from lora_dist.run_dir import read_json, write_json
+
+ROUNDS = 2
+WARM_UP = 8
+"""Updates before those that are timed, so that matrix products of most shapes have been prepared."""
+PROFILED = 5
+"""Updates after those, in which the time in collectives is taken; the profiler slows them down."""
+
+
+def bench_scaling(settings: Settings, shape: str | None, precision: Precision, updates: int) -> list[Row]:
+    """The best of `ROUNDS` rounds in which one process and two take turns.
+
+    Args:
+        settings: of the training; the global batch is shared by the processes.
+        shape: a key of `models.SHAPES` for random weights of that shape, or None for the model's own.
+        precision: of the frozen weights.
+        updates: how many are timed.
+
+    Raises:
+        UserError: if model or data cannot be read, or a program fails.
+    """
+    for processes in (1, 2):
+        settings.train.micro_batch_size(processes)
+    single = [sys.executable, "-m", "lora_dist.bench.scaling"]
+    programs = {1: single, 2: [*launch_command(2, "ddp", precision), *single[1:]]}
+    best: dict[int, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
+        folder = Path(name)
+        save_model(settings.model, shape, folder / "model")
+        own = replace(settings, model=replace(settings.model, name=str(folder / "model")))
+        write_json(folder / "job.json", {"settings": to_json(own), "updates": updates})
+        turns = [(processes, command) for _ in range(ROUNDS) for processes, command in programs.items()]
+        for processes, command in tqdm(turns, desc="bench scaling", unit="program"):
+            result = _run(command, folder, precision)
+            if processes not in best or result["seconds"] < best[processes]["seconds"]:
+                best[processes] = result
+    one, two = best[1]["seconds"], best[2]["seconds"]
+    batch = settings.train.global_batch_size
+    parts = {"": two, ": communication": best[2]["communication"], ": waiting for the slower": best[2]["waiting"]}
+    return [
+        Row(f"one process, one thread, {precision}", round(batch / one, 3), "examples/s", 1.0),
+        Row(f"two processes, one thread each, {precision}", round(batch / two, 3), "examples/s", round(one / two, 3)),
+        *(Row(f"an update of the two{n}", round(1e3 * s, 2), "ms", round(s / two, 4)) for n, s in parts.items()),
+    ]
+
+
+def _run(command: Sequence[str], folder: Path, precision: Precision) -> dict[str, Any]:
+    mixed_precision = {"bf16": "bf16", "fp32": "no"}[precision]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": mixed_precision}
+    arguments = [*command, str(folder / "job.json"), str(folder / "result.json")]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UserError(f"bench scaling: a program failed: {' '.join(done.stderr.split())[-300:]}")
+    return read_json(folder / "result.json", "bench scaling: a program wrote no result")
+
+
+def _measure(job: dict[str, Any], result: Path) -> None:
+    """What each process of a program does: seconds an update, and of these in communication and waiting."""
+    from lora_dist.distributed import barrier, gather_objects, world
+    from lora_dist.train import load_data, load_model, seed_everything
+    from lora_dist.update import make_update, replicate
+
+    settings: Settings = from_json(Settings, job["settings"])
+    recipe, updates = settings.train, int(job["updates"])
+    with world("cpu") as here:
+        torch.set_num_threads(1)
+        seed_everything(recipe.seed, recipe.deterministic)
+        gpt2, tokenizer = load_model(settings, here.precision)
+        examples = load_data(settings.data, tokenizer, gpt2.config.n_positions).train
+        replica = replicate(gpt2, recipe, None, tokenizer.eos_token_id, here)
+
+        def update(number: int) -> None:
+            make_update(replica, examples, recipe, number, 10**6, tokenizer.eos_token_id, here)
+
+        for number in range(WARM_UP):
+            update(number)
+        barrier(here)
+        start = time.perf_counter()
+        for number in range(WARM_UP, WARM_UP + updates):
+            update(number)
+        barrier(here)
+        seconds = (time.perf_counter() - start) / updates
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for number in range(WARM_UP + updates, WARM_UP + updates + PROFILED):
+                update(number)
+        spent = sum(event.cpu_time_total for event in profile.key_averages() if event.key.startswith("gloo:"))
+        each = gather_objects(here, [spent / 1e6 / PROFILED])
+        if here.is_main:
+            # The last to come to a collective waits for none, so its time there is that of the communication.
+            communication = min(each)
+            waiting = statistics.mean(each) - communication
+            write_json(result, {"seconds": seconds, "communication": communication, "waiting": waiting})
+
+
+if __name__ == "__main__":
+    _measure(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))
