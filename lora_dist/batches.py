@@ -180,13 +180,12 @@ def no_examples(pad_id: int) -> Batch:
     return Batch(torch.tensor([pad_id]), zero, zero, none, none, rows=1, length=1)
 
 
-def batch_shape(lengths: Indices, label_counts: Indices) -> BatchShape:
-    """What `collate` makes of at least one example of so many tokens and labels: both (examples,)."""
-    rows, tokens = len(lengths), _round_up(int(lengths.sum()) - len(lengths), SHAPE_STEP)
+def batch_shape(rows: int, tokens: int, longest: int, labels: int) -> BatchShape:
+    """What `collate` makes of at least one example; `tokens` and `longest` are without the examples' last tokens."""
+    filled = _round_up(tokens, SHAPE_STEP)
     # Some row has to have room for the tokens that fill up.
-    length = max(_round_up(int(lengths.max()) - 1, LENGTH_STEP), _round_up(-(-tokens // rows), LENGTH_STEP))
-    labels = int(label_counts.sum())
-    return BatchShape(tokens, rows, length, min(tokens, _round_up(labels, SHAPE_STEP)), labels)
+    length = max(_round_up(longest, LENGTH_STEP), _round_up(-(-filled // rows), LENGTH_STEP))
+    return BatchShape(filled, rows, length, min(filled, _round_up(labels, SHAPE_STEP)), labels)
 
 
 def collate(examples: TokenizedExamples, indices: Indices, pad_id: int) -> Batch:
@@ -198,7 +197,8 @@ def collate(examples: TokenizedExamples, indices: Indices, pad_id: int) -> Batch
     positions = np.concatenate([np.arange(length) for length in lengths])
     places = examples.starts[indices][rows] + positions
     predicts = positions >= prompts[rows] - 1
-    shape = batch_shape(lengths + 1, examples.label_counts[indices])
+    labels = int(examples.label_counts[indices].sum())
+    shape = batch_shape(len(indices), len(places), int(lengths.max()), labels)
     fill, slots = shape.tokens - len(places), rows * shape.length + positions
     free = np.setdiff1d(np.arange(shape.rows * shape.length), slots, assume_unique=True)
     wanted, others = np.flatnonzero(predicts), np.flatnonzero(~predicts)

@@ -13,6 +13,7 @@ from transformers import GPT2Config
 
 from lora_dist.batches import (
     BatchShape,
+    Indices,
     TokenizedExamples,
     batch_shape,
     epoch_order,
@@ -103,13 +104,13 @@ def read_corpus(
             counted=True,
         )
     examples = len(texts[0]) if texts is not None else min(E2E_EXAMPLES, data.limit_train or E2E_EXAMPLES)
-    others = recipe.micro_batch_size(processes) - 1
-    lengths, labels = np.array([E2E_LONGEST] + others * [E2E_LONG]), np.array((1 + others) * [E2E_LABELS])
+    rows = recipe.micro_batch_size(processes)
+    largest = batch_shape(rows, E2E_LONGEST + (rows - 1) * E2E_LONG - rows, E2E_LONGEST - 1, rows * E2E_LABELS)
     return Corpus(
         examples=examples,
         tokens=examples * E2E_TOKENS // E2E_EXAMPLES,
         longest_prompt=E2E_LONGEST_PROMPT,
-        largest=batch_shape(lengths, labels),
+        largest=largest,
         counted=False,
     )
 
@@ -117,17 +118,40 @@ def read_corpus(
 def _largest(
     train: TokenizedExamples, recipe: TrainSettings, processes: int, size: Callable[[BatchShape], int]
 ) -> BatchShape:
-    """The largest by `size` of all micro-batches to come.
-
-    Of an update it is rank 0's first, which gets the longest examples (see `batches.rank_share`).
-    """
-    lengths, labels, per_epoch = train.lengths, train.label_counts, recipe.updates_per_epoch(len(train))
-    shapes: set[BatchShape] = set()
-    for update in range(recipe.total_updates(len(train))):
-        epoch, position = divmod(update, per_epoch)
-        if position == 0:
-            order = epoch_order(len(train), recipe.seed, epoch)
-        ids = global_batch(order, position, recipe.global_batch_size)
-        first = rank_share(ids, lengths, 0, processes, recipe.accumulation_steps)[0]
-        shapes.add(batch_shape(lengths[first], labels[first]))
+    """The largest by `size` of all micro-batches that any process will meet."""
+    total, per_epoch = recipe.total_updates(len(train)), recipe.updates_per_epoch(len(train))
+    found: list[Indices] = []
+    for epoch in range(-(-total // per_epoch)):
+        order = epoch_order(len(train), recipe.seed, epoch)
+        updates, batch_size = min(per_epoch, total - epoch * per_epoch), recipe.global_batch_size
+        whole = min(updates, len(train) // batch_size)
+        found += _micro_batches(train, order[: whole * batch_size].reshape(whole, batch_size), recipe, processes)
+        if whole < updates:  # the last one is smaller
+            found += _micro_batches(train, global_batch(order, whole, batch_size)[None], recipe, processes)
+    shapes = {batch_shape(*map(int, row)) for row in np.unique(np.concatenate(found), axis=0) if row[0]}
     return max(shapes, key=size)
+
+
+def _micro_batches(train: TokenizedExamples, batches: Indices, recipe: TrainSettings, processes: int) -> list[Indices]:
+    """What `batch_shape` takes for each micro-batch of global `batches` (updates, examples): (updates, 4) each."""
+    updates, count = batches.shape
+    by_length = np.take_along_axis(batches, np.argsort(-train.lengths[batches], axis=1, kind="stable"), axis=1)
+    lengths, labels = train.lengths[by_length] - 1, train.label_counts[by_length]
+    places = np.arange(count)  # as sorted already, which is all that `rank_share` looks at lengths for
+    shares = [
+        share
+        for rank in range(processes)
+        for share in rank_share(places, -places, rank, processes, recipe.accumulation_steps)
+    ]
+    return [
+        np.stack(
+            [
+                np.full(updates, len(share)),
+                lengths[:, share].sum(1),
+                lengths[:, share].max(1, initial=0),
+                labels[:, share].sum(1),
+            ],
+            axis=1,
+        )
+        for share in shares
+    ]

@@ -86,18 +86,18 @@ def make_plan(
     kind: Kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     precision = precision or _usual_precision(kind)
     config, tokenizer = read_model_files(settings.model)
+    name, words = settings.model.name, config.vocab_size
+    new_row = tokenizer is None or reference_row(name, tokenizer, words) == words
     with torch.device("meta"):  # shapes without numbers
         model = GPT2LMHeadModel(config)
     inject(model, settings.lora, recipe.seed)
-    new_row = tokenizer is None or reference_row(settings.model.name, tokenizer, config.vocab_size) == config.vocab_size
-    vocabulary = config.vocab_size + new_row
 
-    def needs(shape: BatchShape) -> tuple[int, int]:
-        return saved_bytes(model, shape, precision, kind), logits_bytes(shape, vocabulary, precision, kind)
+    def temporary(shape: BatchShape) -> tuple[int, int]:
+        return saved_bytes(model, shape, precision, kind), logits_bytes(shape, words + new_row, precision, kind)
 
-    corpus = read_corpus(settings, processes, tokenizer, config.n_positions, lambda shape: sum(needs(shape)))
+    corpus = read_corpus(settings, processes, tokenizer, config.n_positions, lambda shape: sum(temporary(shape)))
     check_room(config.n_positions, corpus.longest_prompt, settings.decode)
-    activations, logits = needs(corpus.largest)
+    activations, logits = temporary(corpus.largest)
     job = Job(
         processes=processes,
         kind=kind,
@@ -105,8 +105,8 @@ def make_plan(
         file_precision="bf16" if config.dtype == torch.bfloat16 else "fp32",
         frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad) + new_row * config.n_embd,
         trained=trainable_count(model),
-        new_embedding=new_row * vocabulary * config.n_embd,
-        vocabulary=vocabulary,
+        new_embedding=new_row * (words + 1) * config.n_embd,
+        vocabulary=words,
         corpus_tokens=corpus.tokens,
         activations=activations,
         logits=logits,
@@ -114,7 +114,7 @@ def make_plan(
     sharded: tuple[Strategy, ...] = ("zero1", "zero2", "zero3", "zero3_offload")
     strategies: tuple[Strategy, ...] = ("single" if processes == 1 else "ddp", *sharded)
     return Plan(
-        model=settings.model.name,
+        model=name,
         device=kind,
         precision=precision,
         processes=processes,

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_dist import lora
-from lora_dist.batches import Batch, TokenizedExamples, batch_shape, collate
+from lora_dist.batches import Batch, BatchShape, TokenizedExamples, collate
 from lora_dist.config import BASELINE, IMPROVED, LoraSettings, Precision
 from lora_dist.gpt2 import fuse_activation
 from lora_dist.loss import ReferenceLoss
@@ -30,6 +30,10 @@ def some_examples(vocabulary: int) -> TokenizedExamples:
     lengths = np.array([61, 58, 47, 40, 39, 22])
     ids = np.random.default_rng(0).integers(0, vocabulary, lengths.sum()).astype(np.int32)
     return TokenizedExamples(ids, np.cumsum([0, *lengths]), lengths // 2)
+
+
+def shape_of(batch: Batch) -> BatchShape:
+    return BatchShape(len(batch.tokens), batch.rows, batch.length, len(batch.wanted), len(batch.labels))
 
 
 def count_saved(model: GPT2LMHeadModel, batch: Batch) -> int:
@@ -64,8 +68,8 @@ def count_saved(model: GPT2LMHeadModel, batch: Batch) -> int:
 def test_saved_bytes_are_what_autograd_saves(settings: LoraSettings, dropout: float, precision: Precision) -> None:
     model = build(settings, precision, dropout, n_embd=96, n_layer=3, n_head=4, n_inner=224, vocab_size=500)
     examples = some_examples(500)
-    shape = batch_shape(examples.lengths, examples.label_counts)
-    counted = count_saved(model, collate(examples, np.arange(len(examples)), pad_id=0))
+    batch = collate(examples, np.arange(len(examples)), pad_id=0)
+    counted, shape = count_saved(model, batch), shape_of(batch)
     assert saved_bytes(model, shape, precision, "cpu") == pytest.approx(counted, rel=0.01)
 
 
@@ -73,13 +77,13 @@ def test_saved_bytes_are_what_autograd_saves(settings: LoraSettings, dropout: fl
 def test_a_step_takes_no_more_than_the_saved_bytes_and_the_logits(precision: Precision, tmp_path: Path) -> None:
     model = build(IMPROVED.lora, precision, n_layer=3)
     module, examples = ReferenceLoss(model, 0.1).train(), some_examples(50257)
-    inputs = collate(examples, np.arange(len(examples)), pad_id=0).inputs()
+    batch = collate(examples, np.arange(len(examples)), pad_id=0)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        module(*inputs)[0].backward()
+        module(*batch.inputs())[0].backward()
     profiled.export_chrome_trace(str(tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
     peak = int(np.cumsum([change for _, change in changes]).max())
-    shape = batch_shape(examples.lengths, examples.label_counts)
+    shape = shape_of(batch)
     expected = saved_bytes(model, shape, precision, "cpu") + logits_bytes(shape, 50257, precision, "cpu")
     assert expected == pytest.approx(peak, rel=0.05)
