@@ -90,6 +90,22 @@ class Batch:
         return [getattr(self, field.name) for field in fields(self)]
 
 
+@dataclass(frozen=True)
+class BatchShape:
+    """How large a batch is."""
+
+    tokens: int
+    """Tokens, those that fill up among them."""
+    rows: int
+    """Examples, or groups of them that share an MR."""
+    length: int
+    """Tokens of the longest row, rounded up."""
+    wanted: int
+    """Tokens whose last hidden state is computed."""
+    labels: int
+    """Tokens to predict."""
+
+
 def encode_prompts(tokenizer: Any, mrs: Sequence[str]) -> list[list[int]]:
     """Token ids of `MR <|ref|>`: what training puts before a reference, and decoding starts from."""
     if not mrs:
@@ -196,6 +212,14 @@ def no_examples(pad_id: int) -> Batch:
     return Batch(torch.tensor([pad_id]), zero, zero, none, none, None, rows=1, length=1)
 
 
+def batch_shape(rows: int, tokens: int, longest: int, labels: int) -> BatchShape:
+    """What `collate` makes of at least one row; `tokens` and `longest` are without the examples' last tokens."""
+    filled = _round_up(tokens, SHAPE_STEP)
+    # Some row has to have room for the tokens that fill up.
+    length = max(_round_up(longest, LENGTH_STEP), _round_up(-(-filled // rows), LENGTH_STEP))
+    return BatchShape(filled, rows, length, min(filled, _round_up(labels, SHAPE_STEP)), labels)
+
+
 def collate(examples: TokenizedExamples, indices: Indices, pad_id: int, share: bool = False) -> Batch:
     """Lay some examples end to end and fill up with `pad_id`, which nothing looks at and which predicts no label.
 
@@ -208,35 +232,33 @@ def collate(examples: TokenizedExamples, indices: Indices, pad_id: int, share: b
     leads = np.append(True, mrs[1:] != mrs[:-1]) if share else np.ones(len(indices), bool)
     offsets = np.where(leads, 0, prompts - 1)  # the first of its tokens that an example brings to its row
     lengths = examples.lengths[indices] - 1 - offsets
-    ends = np.cumsum(lengths)
+    begins = np.cumsum(lengths) - lengths
     rows, firsts = np.cumsum(leads) - 1, np.flatnonzero(leads)
-    starts = ends - lengths - (ends - lengths)[firsts][rows]  # where in its row an example begins
-    row_lengths = np.add.reduceat(lengths, firsts)
-    owner = np.repeat(np.arange(len(indices)), lengths)
-    steps = np.arange(len(owner)) - (ends - lengths)[owner]
-    positions = offsets[owner] + steps
-    places = examples.starts[indices][owner] + positions
-    fill, length = -len(places) % SHAPE_STEP, _round_up(int(row_lengths.max()), LENGTH_STEP)
-    while len(firsts) * length < len(places) + fill:
-        length += LENGTH_STEP
-    slots = rows[owner] * length + starts[owner] + steps
-    free = np.setdiff1d(np.arange(len(firsts) * length), slots, assume_unique=True)
+    owner = np.repeat(np.arange(len(indices)), lengths)  # the example of each token
+    places = np.arange(len(owner))
+    positions = offsets[owner] + places - begins[owner]
+    sources = examples.starts[indices][owner] + positions
+    labels = int(examples.label_counts[indices].sum())
+    shape = batch_shape(len(firsts), len(places), int(np.add.reduceat(lengths, firsts).max()), labels)
+    slots = rows[owner] * shape.length + places - begins[firsts][rows][owner]
+    fill = shape.tokens - len(places)
+    free = np.setdiff1d(np.arange(shape.rows * shape.length), slots, assume_unique=True)
     predicts = np.append(positions >= prompts[owner] - 1, np.zeros(fill, bool))
-    wanted, others = np.flatnonzero(predicts), np.flatnonzero(~predicts)
     sharers = None
     if not leads.all():
-        sharers = np.full((len(firsts), length), -1)
-        numbers = np.arange(len(indices)) - firsts[rows]
-        sharers.flat[slots] = np.where(predicts[: len(owner)], numbers[owner] + 1, 0)
+        sharers = torch.full((shape.rows, shape.length), -1)
+        numbers = np.where(predicts[: len(owner)], owner - firsts[rows][owner] + 1, 0)
+        sharers.view(-1)[torch.from_numpy(slots)] = torch.from_numpy(numbers)
+    wanted, others = np.flatnonzero(predicts), np.flatnonzero(~predicts)
     return Batch(
-        tokens=torch.from_numpy(np.append(examples.ids[places], np.full(fill, pad_id)).astype(np.int64)),
+        tokens=torch.from_numpy(np.append(examples.ids[sources], np.full(fill, pad_id)).astype(np.int64)),
         positions=torch.from_numpy(np.append(positions, np.zeros(fill, np.int64))),
         slots=torch.from_numpy(np.append(slots, free[:fill])),
-        wanted=torch.from_numpy(np.append(wanted, others[: -len(wanted) % SHAPE_STEP])),
-        labels=torch.from_numpy(examples.ids[places[wanted] + 1].astype(np.int64)),
-        sharers=None if sharers is None else torch.from_numpy(sharers),
-        rows=len(firsts),
-        length=length,
+        wanted=torch.from_numpy(np.append(wanted, others[: shape.wanted - len(wanted)])),
+        labels=torch.from_numpy(examples.ids[sources[wanted] + 1].astype(np.int64)),
+        sharers=sharers,
+        rows=shape.rows,
+        length=shape.length,
     )
 
 

@@ -75,14 +75,18 @@ def beam_search(
     Raises:
         UserError: if a sentence might outgrow the model's positions.
     """
-    _check(model, prompts, settings)
+    check_room(model.config.n_positions, max(map(len, prompts)), settings)
     with torch.inference_mode():
         return _search(model, prompts, settings, eos_id)
 
 
-def _check(model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], settings: DecodeSettings) -> None:
-    positions = model.config.n_positions
-    if (longest := max(map(len, prompts))) + settings.max_new_tokens > positions:
+def check_room(positions: int, longest: int, settings: DecodeSettings) -> None:
+    """Refuse sentences that might outgrow the model's `positions` after a prompt of `longest` tokens.
+
+    Raises:
+        UserError: if they might.
+    """
+    if longest + settings.max_new_tokens > positions:
         raise UserError(
             f"--decode.max-new-tokens is {settings.max_new_tokens}: after a prompt of {longest} tokens the model's "
             f"{positions} positions leave room for {positions - longest}"

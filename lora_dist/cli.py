@@ -21,12 +21,13 @@ from lora_dist.commands import (
     DoctorCommand,
     GenerateCommand,
     MergeCommand,
+    PlanCommand,
     ReportCommand,
     ScoreCommand,
     TrainCommand,
     VerifyCommand,
 )
-from lora_dist.config import BASELINE, IMPROVED, DataSettings, ModelSettings, UserError
+from lora_dist.config import BASELINE, IMPROVED, DataSettings, ModelSettings, Settings, UserError
 from lora_dist.interruption import EXIT_CODE as INTERRUPTED
 from lora_dist.interruption import Interrupted
 from lora_dist.launcher import restarts
@@ -48,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     from lora_dist.scoring import score_run, table
     from lora_dist.train import train as train_adapter
 
-    command = _preset_command("run", argv)
+    command = _preset_command(TrainCommand, "run", argv)
     folder = RunDir(command.out)
     with _training_world(command) as here:
         on_main(here, lambda: (str(find_java()), len(load_split(command.data, "test"))))  # not after hours of training
@@ -65,7 +66,7 @@ def train(argv: Sequence[str]) -> int:
     """Train an adapter to OUT/adapter: train {baseline,improved} --out DIR."""
     from lora_dist.train import train as train_adapter
 
-    command = _preset_command("train", argv)
+    command = _preset_command(TrainCommand, "train", argv)
     folder = RunDir(command.out)
     with _training_world(command) as here:
         train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarts())
@@ -77,12 +78,14 @@ def train(argv: Sequence[str]) -> int:
 def decode(argv: Sequence[str]) -> int:
     """Write one sentence for each test MR to RUN/decode: decode RUN."""
     from lora_dist.decode import decode as decode_test_set
-    from lora_dist.distributed import world
+    from lora_dist.distributed import on_main, world
 
-    command = _with_settings_of_run(DecodeCommand, "decode", argv)
-    folder = RunDir(command.run)
-    settings = replace(folder.settings(), model=command.model, data=command.data, decode=command.decode)
-    with world(command.device, hang_timeout=command.hang_timeout) as here:
+    parsed = tyro.cli(DecodeCommand, prog="lora-dist decode", args=argv)
+    folder = RunDir(parsed.run)
+    with world(parsed.device, hang_timeout=parsed.hang_timeout) as here:
+        saved = on_main(here, folder.settings)  # another machine may not see it, which decode then says
+        command = _with_settings_of_run(parsed, saved, "decode", argv)
+        settings = replace(saved, model=command.model, data=command.data, decode=command.decode)
         decode_test_set(settings, folder, here)
         if here.is_main:
             print(
@@ -132,7 +135,8 @@ def generate(argv: Sequence[str]) -> int:
     from lora_dist.distributed import world
     from lora_dist.e2e import format_mr, parse_mr
 
-    command = _with_settings_of_run(GenerateCommand, "generate", argv)
+    parsed = tyro.cli(GenerateCommand, prog="lora-dist generate", args=argv)
+    command = _with_settings_of_run(parsed, RunDir(parsed.run).settings(), "generate", argv)
     if not command.mrs:
         raise UserError('generate needs a meaning representation, such as "name[The Eagle], food[French]"')
     mrs = [format_mr(parse_mr(mr)) for mr in command.mrs]
@@ -150,7 +154,8 @@ def merge(argv: Sequence[str]) -> int:
     from lora_dist.decode import load_merged
     from lora_dist.run_dir import new_folder
 
-    command = _with_settings_of_run(MergeCommand, "merge", argv)
+    parsed = tyro.cli(MergeCommand, prog="lora-dist merge", args=argv)
+    command = _with_settings_of_run(parsed, RunDir(parsed.run).settings(), "merge", argv)
     if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
         raise UserError(f"{command.out} exists already: name a new folder")
     model, tokenizer = load_merged(command.model, RunDir(command.run).adapter)
@@ -166,6 +171,21 @@ def bench(argv: Sequence[str]) -> int:
     from lora_dist.bench.command import bench as bench_job
 
     return bench_job(argv)
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Memory, traffic and schedule of a training, before anything is loaded: plan {baseline,improved}."""
+    from lora_dist.plan import check_memory, make_plan, to_json
+    from lora_dist.plan_table import table
+
+    command = _preset_command(PlanCommand, "plan", argv)
+    available = None if command.memory is None else int(command.memory * 2**30)
+    planned = make_plan(command, command.processes, command.device, command.precision, available)
+    print(table(planned))
+    if command.json is not None:
+        save_text(command.json, json.dumps(to_json(planned), indent=2) + "\n")
+    check_memory(planned)
+    return 0
 
 
 def doctor(argv: Sequence[str]) -> int:
@@ -198,7 +218,7 @@ def demo(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    f.__name__: f for f in (run, train, decode, score, report, generate, merge, bench, verify, doctor, demo)
+    f.__name__: f for f in (run, train, decode, score, report, generate, merge, plan, bench, verify, doctor, demo)
 }
 
 
@@ -230,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"there is no command {arguments[0]}: choose one of {', '.join(COMMANDS)}")
         return COMMANDS[arguments[0]](arguments[1:])
     except (UserError, FloatingPointError, Interrupted) as error:
-        if os.environ.get("RANK", "0") == "0":  # the other ranks would say the same
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: its other ranks would say the same
             print(f"lora-dist: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else INTERRUPTED if isinstance(error, Interrupted) else 1
     except OSError as error:
@@ -261,7 +281,10 @@ def _usage() -> str:
     )
 
 
-def _preset_command(name: str, argv: Sequence[str]) -> TrainCommand:
+P = TypeVar("P", TrainCommand, PlanCommand)
+
+
+def _preset_command(command: type[P], name: str, argv: Sequence[str]) -> P:
     """Settings of a new run: a preset, and what is changed of it."""
     if not argv or argv[0] in ("-h", "--help"):
         print(
@@ -274,16 +297,14 @@ def _preset_command(name: str, argv: Sequence[str]) -> TrainCommand:
     if argv[0] not in PRESETS:
         raise UserError(f"{argv[0]} is not a preset: give lora-dist {name} baseline or lora-dist {name} improved first")
     preset = PRESETS[argv[0]]
-    default = TrainCommand(**{f.name: getattr(preset, f.name) for f in fields(preset)})
-    return tyro.cli(TrainCommand, prog=f"lora-dist {name} {argv[0]}", args=argv[1:], default=default)
+    default = command(**{f.name: getattr(preset, f.name) for f in fields(preset)})
+    return tyro.cli(command, prog=f"lora-dist {name} {argv[0]}", args=argv[1:], default=default)
 
 
 C = TypeVar("C", DecodeCommand, GenerateCommand, MergeCommand)
 
 
-def _with_settings_of_run(command: type[C], name: str, argv: Sequence[str]) -> C:
-    """Parse twice: once to learn which run it is about, then with that run's settings as the defaults."""
-    parsed = tyro.cli(command, prog=f"lora-dist {name}", args=argv)
-    saved = RunDir(parsed.run).settings()
+def _with_settings_of_run(parsed: C, saved: Settings, name: str, argv: Sequence[str]) -> C:
+    """Parse again: the first time told which run it is about, now that run's settings are the defaults."""
     sections = {f.name: getattr(saved, f.name) for f in fields(parsed) if f.name in ("model", "data", "decode")}
-    return tyro.cli(command, prog=f"lora-dist {name}", args=argv, default=replace(parsed, **sections))
+    return tyro.cli(type(parsed), prog=f"lora-dist {name}", args=argv, default=replace(parsed, **sections))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Settings, UserError
+from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings, UserError
 
 
 def check_hang_timeout(seconds: float) -> None:
@@ -42,6 +42,26 @@ class TrainCommand(Settings):
     def settings(self) -> Settings:
         """What decides the result."""
         return Settings(model=self.model, lora=self.lora, data=self.data, train=self.train, decode=self.decode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand(Settings):
+    """What a training with these settings would need, before anything is loaded: memory, traffic, schedule."""
+
+    processes: int = 1
+    """How many processes to plan for."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What they compute on; auto is what this machine has."""
+    precision: Precision | None = None
+    """Number format of the frozen weights; None is what the device would use."""
+    memory: float | None = None
+    """GiB that each process may take; None is what this machine has for each."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+    def __post_init__(self) -> None:
+        if self.memory is not None and not 0 < self.memory < math.inf:
+            raise UserError(f"--memory is {self.memory}: give a number of GiB above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ chunks they take. Each finished chunk goes to a ledger at once, and a restart sk
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,10 +20,19 @@ from lora_dist.beam import Sentence, beam_search
 from lora_dist.config import DecodeSettings, ModelSettings, Settings, UserError, to_json
 from lora_dist.decoder import prepare
 from lora_dist.device import free_memory
-from lora_dist.distributed import SharedCounter, World, barrier, first_on_node, gather_by_index, on_main
+from lora_dist.distributed import (
+    SharedCounter,
+    World,
+    barrier,
+    barrier_while,
+    first_on_node,
+    gather_by_index,
+    on_main,
+)
 from lora_dist.e2e import fingerprint, format_outputs, format_references, group_by_mr, is_official, load_split, one_line
 from lora_dist.interruption import Interrupted, heed_signals
 from lora_dist.lora import fold
+from lora_dist.machines import as_options, require_agreement, require_shared
 from lora_dist.model import ADAPTER_WEIGHTS, DTYPES, base_fingerprint, load_adapter, load_base, load_tokenizer
 from lora_dist.run_dir import RunDir, versions, write_json, write_jsonl, write_text
 
@@ -40,10 +48,11 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
     """Decode the test set with the run's adapter into RUN/decode; every rank has to call it.
 
     Raises:
-        UserError: if adapter, base model or data are missing or do not fit.
+        UserError: if adapter, base model or data are missing or do not fit, or the machines share no run directory.
         Interrupted: when a signal asked this rank to end; the ledger has what it decoded.
         RuntimeError: if the ranks' sentences are not exactly one for each meaning representation.
     """
+    require_shared(world, run.root)
     examples = first_on_node(world, lambda: load_split(settings.data, "test"))
     groups = group_by_mr(examples)[: settings.decode.limit]
     model, tokenizer = first_on_node(world, lambda: load_for_decoding(settings, run.adapter, world.device))
@@ -55,6 +64,9 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
         "official_test_set": is_official("test", examples) and len(groups) == len(group_by_mr(examples)),
         "versions": versions(),
     }
+    files = {"the adapter's SHA-256": signature["adapter"], "the base model's fingerprint": signature["base"]}
+    files |= {"the test set's fingerprint": signature["test_data"]}
+    require_agreement(world, {**as_options(settings, "decode"), **files, **versions()})
     prompts = encode_prompts(tokenizer, [group.mr for group in groups])
     done = on_main(world, lambda: _open_ledger(run, signature))
     found = _decode_share(prompts, done, model, tokenizer, settings.decode, run, world)
@@ -179,11 +191,13 @@ def _decode_share(
                     ledger.write(json.dumps([index, found[index]], ensure_ascii=False) + "\n")
             ledger.flush()
             bar.update(finished.add(len(chunk)) - bar.n)
-        while world.is_main and finished.add(0) < total:  # the others' last chunks
-            time.sleep(0.2)
-            if (more := finished.add(0) - bar.n) > 0:
+
+        def watch_the_others() -> None:
+            if world.is_main and (more := finished.add(0) - bar.n) > 0:
                 world.watchdog.note("waiting for the other ranks' last chunks")
                 bar.update(more)
+
+        barrier_while(world, watch_the_others)
     return found
 
 

@@ -7,6 +7,7 @@ under which strategy it runs.
 
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from lora_dist.config import Precision, UserError
 from lora_dist.device import choose_device, compute_precision, keep_freed_memory
 from lora_dist.interruption import StopRequest
 from lora_dist.launcher import launched_processes, processes_on_this_machine, restarts, uses_deepspeed
+from lora_dist.network import interface_towards
 from lora_dist.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -108,10 +110,12 @@ def world(
     if on_cpu:
         keep_freed_memory()
     if on_cpu and launched > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes_on_this_machine()))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_on_this_machine()))
     _require_tracker(tracker)
     patience = timedelta(seconds=hang_timeout + TIMEOUT_MARGIN if hang_timeout else NO_TIMEOUT)
     backend = "gloo" if on_cpu and (launched > 1 or uses_deepspeed()) else None
+    if processes_on_this_machine() < launched:
+        _listen_to_other_machines()
     if restarts() and launched > 1:
         _join_again(backend, patience)
     accelerator = Accelerator(
@@ -138,6 +142,13 @@ def world(
             accelerator.wait_for_everyone()
     finally:
         accelerator.end_training()  # ends trackers and destroys the process group, before the interpreter does
+
+
+def _listen_to_other_machines() -> None:
+    """Gloo would listen at the address of this machine's own name, which is often a loopback one."""
+    interface = interface_towards(os.environ["MASTER_ADDR"])
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def _join_again(backend: str | None, patience: timedelta) -> None:
@@ -212,6 +223,21 @@ def first_on_node(world: World, work: Callable[[], T]) -> T:
 def barrier(world: World) -> None:
     """Wait for all ranks."""
     world.accelerator.wait_for_everyone()
+
+
+def barrier_while(world: World, work: Callable[[], None]) -> None:
+    """Wait for all ranks, and do `work` five times a second until they have come.
+
+    Raises:
+        RuntimeError: soon after another rank was killed, also one on another machine, of which no launcher tells.
+    """
+    if world.hosts is not None:
+        coming = distributed.barrier(world.hosts, async_op=True)
+        while not coming.is_completed():
+            work()
+            time.sleep(0.2)
+        coming.wait()
+    work()
 
 
 def gather_objects(world: World, items: list[T]) -> list[T]:

@@ -48,6 +48,25 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     return tokenizer
 
 
+def load_config(settings: ModelSettings) -> Any:
+    """The shape of the model, which needs no weights, with the dropout asked for.
+
+    Raises:
+        UserError: if there is no model under that name, or it is not a plain GPT-2.
+    """
+    try:
+        config = AutoConfig.from_pretrained(settings.name)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(settings.name, error) from None
+    if config.model_type != "gpt2":
+        raise UserError(f"--model.name {settings.name} is a {config.model_type} model: give a GPT-2")
+    if config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or not config.scale_attn_weights:
+        raise UserError(f"--model.name {settings.name} scales attention in its own way: give a plain GPT-2")
+    if settings.dropout is not None:
+        config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = settings.dropout
+    return config
+
+
 def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GPT2LMHeadModel:
     """The frozen GPT-2 on the CPU, in `dtype`, with an embedding row for the reference token.
 
@@ -57,22 +76,14 @@ def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GP
         UserError: if the model cannot be loaded, is not a GPT-2, or lacks weights.
     """
     transformers_logging.disable_progress_bar()
+    config = load_config(settings)
     try:
-        config = AutoConfig.from_pretrained(settings.name)
-        if config.model_type != "gpt2":
-            raise UserError(f"--model.name {settings.name} is a {config.model_type} model: give a GPT-2")
-        if config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or not config.scale_attn_weights:
-            raise UserError(f"--model.name {settings.name} scales attention in its own way: give a plain GPT-2")
-        if settings.dropout is not None:
-            config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = settings.dropout
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model, info = GPT2LMHeadModel.from_pretrained(
                 settings.name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, UserError):
-            raise
         raise _not_loadable(settings.name, error) from None
     if info["missing_keys"]:
         raise UserError(
@@ -80,18 +91,28 @@ def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GP
             f"{sorted(info['missing_keys'])[0]}: download it again"
         )
     fuse_activation(model.transformer)
-    reference_id = tokenizer.convert_tokens_to_ids(REFERENCE_TOKEN)
     vocabulary = model.transformer.wte.weight.shape[0]
-    if reference_id > vocabulary:
-        raise UserError(
-            f"--model.name {settings.name} has a tokenizer of {reference_id} words for a model of {vocabulary}: "
-            "save the model's own tokenizer beside it"
-        )
+    reference_id = reference_row(settings.name, tokenizer, vocabulary)
     if reference_id == vocabulary:
         mean = model.transformer.wte.weight.detach().float().mean(0)
         model.resize_token_embeddings(reference_id + 1, mean_resizing=False)
         set_reference_row(model, tokenizer, mean)
     return model
+
+
+def reference_row(name: str, tokenizer: Any, vocabulary: int) -> int:
+    """Which row of the embedding is the reference token's; `vocabulary`, the number of rows, if it has yet to be added.
+
+    Raises:
+        UserError: if the tokenizer has more words than the model.
+    """
+    row: int = tokenizer.convert_tokens_to_ids(REFERENCE_TOKEN)
+    if row > vocabulary:
+        raise UserError(
+            f"--model.name {name} has a tokenizer of {row} words for a model of {vocabulary}: "
+            "save the model's own tokenizer beside it"
+        )
+    return row
 
 
 def set_reference_row(model: GPT2LMHeadModel, tokenizer: Any, row: Tensor) -> None:

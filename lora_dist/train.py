@@ -17,6 +17,7 @@ from lora_dist.config import DataSettings, Precision, Settings, to_json
 from lora_dist.distributed import World, barrier, first_on_node, on_main, stop_asked
 from lora_dist.e2e import fingerprint, load_split
 from lora_dist.interruption import Interrupted, heed_signals
+from lora_dist.machines import as_options, require_agreement, require_shared
 from lora_dist.model import (
     DTYPES,
     BaseIdentity,
@@ -28,7 +29,7 @@ from lora_dist.model import (
     trainable_count,
 )
 from lora_dist.profiling import profile_updates
-from lora_dist.run_dir import RunDir, new_folder, write_config
+from lora_dist.run_dir import RunDir, new_folder, versions, write_config
 from lora_dist.token_cache import tokenize_cached
 from lora_dist.training_log import TrainingLog
 from lora_dist.update import dev_losses, make_update, replicate
@@ -60,6 +61,8 @@ def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = Fa
     base, count = identify(gpt2, tokenizer, settings.model.name), trainable_count(gpt2)
     total, updates_per_epoch = recipe.total_updates(len(data.train)), recipe.updates_per_epoch(len(data.train))
     identity = _identity(settings, base, data)
+    _require_agreement(settings, base, data, world)
+    require_shared(world, run.root)
     on_main(world, lambda: run.prepare(overwrite=overwrite))
     saved = checkpoint.load_newest(run, identity)
     done = 0 if saved is None else saved.updates
@@ -169,3 +172,10 @@ def _identity(settings: Settings, base: BaseIdentity, data: TokenizedData) -> di
         **{f"--lora.{key.replace('_', '-')}": value for key, value in values["lora"].items()},
         **{f"--train.{key.replace('_', '-')}": value for key, value in values["train"].items() if key not in free},
     }
+
+
+def _require_agreement(settings: Settings, base: BaseIdentity, data: TokenizedData, world: World) -> None:
+    """Refuse machines that would not train the same: each has a command line and files of its own."""
+    fingerprints = {f"the {split} split's fingerprint": text for split, text in data.fingerprints.items()}
+    found = {"the base model's fingerprint": base.fingerprint, "the precision": world.precision, **fingerprints}
+    require_agreement(world, {**as_options(settings, "model", "lora", "data", "train"), **found, **versions()})

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -35,11 +36,21 @@ def attempt(*arguments: object, launcher: tuple[str, ...] = (), **variables: str
 
 def begin(*arguments: object, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
     """Start a command of the package."""
+    return start(command_line(*arguments, launcher=launcher), **variables)
+
+
+def command_line(*arguments: object, launcher: tuple[str, ...] = ()) -> list[str]:
+    """A command of the package, under `launcher` if there is one."""
+    under = ["-m", *launcher] if launcher else []
+    return [sys.executable, *under, "-m", "lora_dist", *map(str, arguments)]
+
+
+def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
+    """Start a command that ends in one of the package."""
     # In fp32 also without a launcher; and its own choice of threads would differ between one process and several.
     common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_MIXED_PRECISION": "no"}
-    command = [sys.executable, "-m", *launcher, "-m", "lora_dist"] if launcher else [sys.executable, "-m", "lora_dist"]
     return subprocess.Popen(
-        [*command, *map(str, arguments)],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -77,3 +88,12 @@ def adapter(run: Path) -> torch.Tensor:
     """All trained numbers in one vector, in the order of their names."""
     state = load_file(run / "adapter" / "adapter_model.safetensors")
     return torch.cat([state[name].flatten().double() for name in sorted(state)])
+
+
+def assert_same_training(run: Path, other: Path) -> None:
+    assert metrics(run, "step") == metrics(other, "step")
+    assert metrics(run, "lr") == metrics(other, "lr")
+    assert metrics(run, "loss") == pytest.approx(metrics(other, "loss"), rel=1e-5)
+    assert metrics(run, "dev_loss") == pytest.approx(metrics(other, "dev_loss"), rel=1e-5)
+    difference = (adapter(run) - adapter(other)).norm() / adapter(other).norm()
+    assert difference < 1e-5

@@ -1,10 +1,11 @@
 """The real commands under the real launcher, in several processes over gloo, against one process."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
-from launching import adapter, attempt, launcher, lora_dist, metrics, recipe
+from launching import ROOT, assert_same_training, attempt, launcher, lora_dist, recipe
 
 
 @pytest.fixture(scope="module")
@@ -13,15 +14,6 @@ def reference(tiny_gpt2: Path, corpus: Path, tmp_path_factory: pytest.TempPathFa
     out = tmp_path_factory.mktemp("reference") / "run"
     lora_dist("train", *recipe(tiny_gpt2, corpus), "--out", out)
     return out
-
-
-def assert_same_training(run: Path, other: Path) -> None:
-    assert metrics(run, "step") == metrics(other, "step")
-    assert metrics(run, "lr") == metrics(other, "lr")
-    assert metrics(run, "loss") == pytest.approx(metrics(other, "loss"), rel=1e-5)
-    assert metrics(run, "dev_loss") == pytest.approx(metrics(other, "dev_loss"), rel=1e-5)
-    difference = (adapter(run) - adapter(other)).norm() / adapter(other).norm()
-    assert difference < 1e-5
 
 
 @pytest.mark.parametrize("config", ["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"])
@@ -90,4 +82,34 @@ def test_copies_that_do_not_know_of_each_other_are_refused(tmp_path: Path) -> No
     assert result.returncode == 2
     assert "4 copies" in result.stderr
     assert "launch/multi_node.slurm" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def with_own(end: str) -> tuple[str, ...]:
+    """torchrun for two ranks, each with an `end` of its own to its command line."""
+    torchrun = ("torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--no_python")
+    return (*torchrun, "bash", "-c", f'exec python "$@" {end}', "bash")
+
+
+def test_ranks_that_do_not_share_the_run_directory_are_refused(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if 'LOCAL_RANK' in os.environ:\n"
+        "    import lora_dist.machines\n"
+        "    lora_dist.machines.FILE_PATIENCE = 1.0\n"
+    )
+    command, path = ["train", *recipe(tiny_gpt2, corpus)], f"{tmp_path}:{ROOT}"
+    result = attempt(*command, launcher=with_own(f"--out {tmp_path}/$RANK"), PYTHONPATH=path)
+    assert result.returncode != 0
+    here = socket.gethostname()
+    assert f"lora-dist: --out {tmp_path / '0'} of {here} is not the same folder on {here}: " in result.stderr
+    assert [file for file in tmp_path.glob("[01]/**/*") if file.is_file()] == []
+
+
+def test_ranks_that_were_told_different_things_are_refused(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
+    command = ["train", *recipe(tiny_gpt2, corpus), "--out", tmp_path / "run"]
+    result = attempt(*command, launcher=with_own("--train.checkpoint-steps $((RANK + 3))"))
+    assert result.returncode != 0
+    here = socket.gethostname()
+    assert f"lora-dist: --train.checkpoint-steps is 3 on {here} and 4 on {here}: " in result.stderr
     assert not (tmp_path / "run").exists()

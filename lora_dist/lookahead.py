@@ -1,0 +1,157 @@
+"""What can be known of the model and the corpus before any weight is loaded.
+
+The order of the examples is a function of the seed, so the largest micro-batch to come is known in advance.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import GPT2Config
+
+from lora_dist.batches import (
+    BatchShape,
+    Indices,
+    TokenizedExamples,
+    batch_shape,
+    epoch_order,
+    global_batch,
+    rank_share,
+    tokenize,
+)
+from lora_dist.config import ModelSettings, Settings, TrainSettings, UserError
+from lora_dist.e2e import load_split
+from lora_dist.model import load_config, load_tokenizer
+
+PUBLISHED: dict[str, dict[str, int]] = {"gpt2": {}, "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
+"""Shapes of the published models, for a machine that does not reach the hub."""
+
+E2E_EXAMPLES, E2E_TOKENS, E2E_LONGEST_PROMPT = 42_061, 2_728_710, 51
+"""The published training set, its and the dev set's tokens by GPT-2's tokenizer, and the most in an MR."""
+E2E_LONGEST, E2E_LONG, E2E_LABELS = 121, 71, 36
+"""Tokens of its longest example, and of the others and labels of each in the paper's largest batch of 8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """What matters of the corpus."""
+
+    examples: int
+    """Examples of the training set."""
+    tokens: int
+    """Tokens of the training and the dev set."""
+    longest_prompt: int
+    """Tokens of the longest meaning representation."""
+    largest: BatchShape
+    """The micro-batch that takes most memory."""
+    counted: bool
+    """Whether tokens were counted here, or are those of the published corpus."""
+
+
+def read_model_files(settings: ModelSettings) -> tuple[Any, Any]:
+    """The model's config and tokenizer; for a model of the hub that is out of reach its published shape, and None."""
+    try:
+        config = load_config(settings)
+    except UserError:
+        if settings.name not in PUBLISHED:
+            raise
+        dropout = 0.1 if settings.dropout is None else settings.dropout
+        shape = PUBLISHED[settings.name]
+        return GPT2Config(attn_pdrop=dropout, embd_pdrop=dropout, resid_pdrop=dropout, **shape), None
+    try:
+        return config, load_tokenizer(settings)
+    except UserError:
+        if Path(settings.name).exists():
+            raise
+        return config, None
+
+
+def read_corpus(
+    settings: Settings,
+    processes: int,
+    tokenizer: Any,
+    positions: int,
+    size: Callable[[BatchShape], int],
+) -> Corpus:
+    """The corpus, or what is published of it where it or the tokenizer cannot be had.
+
+    Args:
+        settings: of the run.
+        processes: how many share a global batch.
+        tokenizer: the model's, or None.
+        positions: most tokens of an example.
+        size: by which the largest micro-batch is the largest.
+
+    Raises:
+        UserError: if --data.dir is given and cannot be read, or an example is longer than the model's positions.
+    """
+    data, recipe = settings.data, settings.train
+    try:
+        texts = load_split(data, "train"), load_split(data, "dev")
+    except UserError:
+        if data.dir is not None:
+            raise
+        texts = None
+    if texts is not None and tokenizer is not None:
+        train, dev = (tokenize(tokenizer, split, positions) for split in texts)
+        return Corpus(
+            examples=len(train),
+            tokens=len(train.ids) + len(dev.ids),
+            longest_prompt=int(max(train.prompt_lengths.max(), dev.prompt_lengths.max())),
+            largest=_largest(train, recipe, processes, size),
+            counted=True,
+        )
+    examples = len(texts[0]) if texts is not None else min(E2E_EXAMPLES, data.limit_train or E2E_EXAMPLES)
+    rows = recipe.micro_batch_size(processes)
+    largest = batch_shape(rows, E2E_LONGEST + (rows - 1) * E2E_LONG - rows, E2E_LONGEST - 1, rows * E2E_LABELS)
+    return Corpus(
+        examples=examples,
+        tokens=examples * E2E_TOKENS // E2E_EXAMPLES,
+        longest_prompt=E2E_LONGEST_PROMPT,
+        largest=largest,
+        counted=False,
+    )
+
+
+def _largest(
+    train: TokenizedExamples, recipe: TrainSettings, processes: int, size: Callable[[BatchShape], int]
+) -> BatchShape:
+    """The largest by `size` of all micro-batches that any process will meet."""
+    total, per_epoch = recipe.total_updates(len(train)), recipe.updates_per_epoch(len(train))
+    found: list[Indices] = []
+    for epoch in range(-(-total // per_epoch)):
+        order = epoch_order(len(train), recipe.seed, epoch)
+        updates, batch_size = min(per_epoch, total - epoch * per_epoch), recipe.global_batch_size
+        whole = min(updates, len(train) // batch_size)
+        found += _micro_batches(train, order[: whole * batch_size].reshape(whole, batch_size), recipe, processes)
+        if whole < updates:  # the last one is smaller
+            found += _micro_batches(train, global_batch(order, whole, batch_size)[None], recipe, processes)
+    shapes = {batch_shape(*map(int, row)) for row in np.unique(np.concatenate(found), axis=0) if row[0]}
+    return max(shapes, key=size)
+
+
+def _micro_batches(train: TokenizedExamples, batches: Indices, recipe: TrainSettings, processes: int) -> list[Indices]:
+    """What `batch_shape` takes for each micro-batch of global `batches` (updates, examples): (updates, 4) each."""
+    updates, count = batches.shape
+    by_length = np.take_along_axis(batches, np.argsort(-train.lengths[batches], axis=1, kind="stable"), axis=1)
+    lengths, labels = train.lengths[by_length] - 1, train.label_counts[by_length]
+    places = np.arange(count)  # as sorted already, which is all that `rank_share` looks at lengths for
+    shares = [
+        share
+        for rank in range(processes)
+        for share in rank_share(places, -places, rank, processes, recipe.accumulation_steps)
+    ]
+    return [
+        np.stack(
+            [
+                np.full(updates, len(share)),
+                lengths[:, share].sum(1),
+                lengths[:, share].max(1, initial=0),
+                labels[:, share].sum(1),
+            ],
+            axis=1,
+        )
+        for share in shares
+    ]
