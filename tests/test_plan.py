@@ -66,7 +66,7 @@ def test_a_training_does_what_was_planned(
     met: list[tuple[int, ...]] = []
 
     def watched(replica: Replica, *inputs: Any, **how: Any) -> torch.Tensor:
-        tokens, _, _, wanted, labels, rows, length = inputs
+        tokens, _, _, wanted, labels, _, rows, length = inputs
         met.append((rows, len(tokens), length, len(wanted), len(labels)))
         return original(replica, *inputs, **how)
 
