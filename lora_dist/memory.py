@@ -4,7 +4,8 @@ The tensors are exact: weights, adapter, gradients and moments by count, activat
 pass as autograd does (tests count what it really saves). On a CPU the process counts as well, as the system sees it:
 libraries, tokenizer, corpus, kernels made for each shape of a matrix product, and heap that fragments. These are
 constants measured with GPT-2 Small on Linux and glibc. So on a CPU it is the sum that holds within 15 %, not each part
-of it (tests compare it with the peaks of trainings); on a GPU, where CUDA's own context and the reserve of torch's allocator come on top, the sum is a lower bound.
+of it (tests compare it with the peaks of trainings); on a GPU, where CUDA's own context and the reserve of torch's
+allocator come on top, the sum is a lower bound.
 """
 
 from dataclasses import dataclass, fields
