@@ -11,7 +11,7 @@ fi
 # shellcheck disable=SC1091
 source .venv/bin/activate
 # Launchers pass on the signal by which SLURM tells that the time is nearly over (sbatch --signal=USR1@120).
-export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 # Install again only when what is asked for has changed since the last time.
 wanted=$(cat pyproject.toml constraints.txt <(echo "$extra") | sha256sum | cut -d' ' -f1)
 if [ "$(cat ".venv/installed-${extra:-base}" 2>/dev/null)" != "$wanted" ]; then

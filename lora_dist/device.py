@@ -4,6 +4,7 @@ import ctypes
 import os
 import resource
 import sys
+from pathlib import Path
 
 import psutil
 import torch
@@ -83,7 +84,12 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes this process has held so far: a GPU's tensors, or all that it had resident in a CPU's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's ru_maxrss, which starts with that of the process that started this one.
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_freed_memory() -> None:

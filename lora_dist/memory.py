@@ -3,8 +3,9 @@
 The tensors are exact: weights, adapter, gradients and moments by count, activations by walking through our forward
 pass as autograd does (tests count what it really saves). On a CPU the process counts as well, as the system sees it:
 libraries, tokenizer, corpus, kernels made for each shape of a matrix product, and heap that fragments. These are
-constants measured with GPT-2 Small on Linux. So on a CPU it is the sum that holds within 15 %, not each part of it; on
-a GPU, where CUDA's own context and the reserve of torch's allocator come on top, the sum is a lower bound.
+constants measured with GPT-2 Small on Linux and glibc. So on a CPU it is the sum that holds within 15 %, not each part
+of it (tests compare it with the peaks of trainings); on a GPU, where CUDA's own context and the reserve of torch's
+allocator come on top, the sum is a lower bound.
 """
 
 from dataclasses import dataclass, fields
@@ -105,35 +106,33 @@ def memory(strategy: Strategy, job: Job) -> Memory:
     keep the adapter whole and a copy of their part; ZeRO-3 frees no weight that is used again within a thousand
     million numbers, so of a GPT-2 it holds everything from the first use to the last.
     """
-    on_cpu, sharded, offloaded = job.kind == "cpu", strategy.startswith("zero3"), strategy == "zero3_offload"
+    on_cpu, sharded = job.kind == "cpu", strategy.startswith("zero3")
+    on_host = strategy == "zero3_offload" and not on_cpu  # then this process' parts are not on the device
     whole, adapter = job.frozen * BYTES[job.precision], job.trained * 4
     part = -(-job.trained // job.processes) * 4 if strategy.startswith("zero") else 0
+    copies = 0 if on_host else 2 if strategy == "zero3_offload" else 1
+    gathered = whole if sharded else 0
     temporary = job.activations + job.logits
-    own_weights = 0 if offloaded and not on_cpu else -(-whole // job.processes)
-    gathering = (whole if on_cpu else max(0, whole - temporary)) if sharded else 0
-    buckets = {"single": 1, "ddp": 2, "zero1": 2}.get(strategy, 1)
-    parts = {
-        "weights": whole + own_weights if sharded else whole,
-        "gathering": gathering,
-        "adapter": adapter + (0 if offloaded and not on_cpu else part) + (part if offloaded and on_cpu else 0),
-        "gradients": buckets * adapter + part + (part if strategy == "zero2" else 0),
-        "moments": 2 * (part or adapter) if on_cpu or not offloaded else 0,
+    tensors = {
+        "weights": whole + (0 if on_host else -(-gathered // job.processes)),
+        "gathering": gathered if on_cpu else max(0, gathered - temporary),
+        "adapter": adapter + copies * part,
+        "gradients": adapter * (2 if strategy in ("ddp", "zero1") else 1) + part * (2 if strategy == "zero2" else 1),
+        "moments": 0 if on_host else 2 * (part or adapter),
         "activations": job.activations,
         "logits": job.logits,
     }
     if not on_cpu:
-        return Memory(**parts, process=0, unused=0, loading=0)
+        return Memory(**tensors, process=0, unused=0, loading=0)
     start = LIBRARIES + job.vocabulary * TOKENIZER_BYTES_A_WORD
     process = start + job.corpus_tokens * CORPUS_BYTES_A_TOKEN + KERNELS[job.precision]
-    unused = int(HOLES * (temporary + gathering + (whole if sharded else 0)))
-    if strategy == "ddp" or sharded:
-        unused += int(COPIES * whole)
+    unused = int(HOLES * (temporary + 2 * gathered)) + int(COPIES * whole if sharded or strategy == "ddp" else 0)
     mapped = job.precision == job.file_precision  # then the weights are pages of the file, but for a new embedding
     if mapped and not sharded:
         unused += job.new_embedding * BYTES[job.file_precision]
     converting = start + whole + (0 if mapped else job.frozen * BYTES[job.file_precision])
-    loading = max(0, converting - sum(parts.values()) - process - unused)
-    return Memory(**parts, process=process, unused=unused, loading=loading)
+    loading = max(0, converting - sum(tensors.values()) - process - unused)
+    return Memory(**tensors, process=process, unused=unused, loading=loading)
 
 
 def bytes_sent(strategy: Strategy, job: Job, accumulation_steps: int) -> int:

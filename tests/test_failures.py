@@ -203,7 +203,7 @@ def test_a_signal_to_the_launcher_or_to_one_rank_ends_all_with_one_checkpoint(
     config: str, to: str, long_training: list[object], undisturbed: RunDir, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
-    passed_on = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGUSR1"}  # as launch/setup.sh sets it
+    passed_on = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGUSR1"}  # as launch/setup.sh sets it
     process = begin(*long_training, "--out", run.root, launcher=launcher(f"{config}.yaml"), **passed_on)
     wait_for(lambda: has_trained(run, 4), process)
     if to == "launcher":
