@@ -26,7 +26,7 @@ from lora_dist.commands import (
     TrainCommand,
     VerifyCommand,
 )
-from lora_dist.config import BASELINE, IMPROVED, DataSettings, ModelSettings, UserError
+from lora_dist.config import PRESETS, DataSettings, ModelSettings, UserError
 from lora_dist.interruption import EXIT_CODE as INTERRUPTED
 from lora_dist.interruption import Interrupted
 from lora_dist.launcher import restarts
@@ -34,8 +34,6 @@ from lora_dist.run_dir import RunDir, save_text
 
 if TYPE_CHECKING:
     from lora_dist.distributed import World
-
-PRESETS = {"baseline": BASELINE, "improved": IMPROVED}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -162,7 +160,7 @@ def merge(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Our time beside others' for the same job: bench {decode,scaling,score}."""
+    """Our time beside others' for the same job: bench {decode,scaling,score,train}."""
     from lora_dist.bench.command import bench as bench_job
 
     return bench_job(argv)

@@ -2,8 +2,8 @@
 
 import ctypes
 import os
-import resource
 import sys
+from pathlib import Path
 
 import psutil
 import torch
@@ -83,7 +83,9 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes this process has held so far: a GPU's tensors, or all that it had resident in a CPU's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: its maximum begins with that of the process which started this one.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
 
 
 def keep_freed_memory() -> None:
