@@ -44,7 +44,7 @@ def _measure(program: Callable[..., tuple[float, Any]], arguments: tuple[Any, ..
     keep_freed_memory()  # the same for all programs
     torch.set_num_threads(threads)
     seconds, result = program(*arguments)
-    device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")  # type: ignore[no-untyped-call]
     return Measurement(seconds, peak_memory(device), result)
 
 

@@ -36,8 +36,8 @@ from lora_dist.bench.train_programs import (
     first_order,
     loralib,
     ours,
-    training_device,
     trainer,
+    training_device,
 )
 from lora_dist.bench.work import count, necessary_work
 from lora_dist.config import Precision, Settings, UserError

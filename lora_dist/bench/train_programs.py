@@ -7,6 +7,7 @@ faster attention of transformers' two, no gradient norm where the recipe clips n
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging as transformers_logging
 
 from lora_dist.batches import Indices, TokenizedExamples, epoch_order, global_batch, shared_order
 from lora_dist.config import Precision, Settings, TrainSettings
@@ -92,6 +94,7 @@ def trainer(job: Job, numbers: Format, length: int | None, everywhere: bool) -> 
     """
     from peft import PeftModel
 
+    warnings.simplefilter("ignore")  # of transformers about names that the Trainer itself uses
     recipe, times = job.settings.train, list[float]()
     model = PeftModel.from_pretrained(_gpt2(job, numbers), job.adapter, is_trainable=True)
 
@@ -163,7 +166,7 @@ def loralib(job: Job, numbers: Format) -> tuple[float, float]:
         with torch.autocast(training_device().type, torch.bfloat16, enabled=numbers != "fp32"):
             logits = model(**batch).logits[:, :-1].flatten(0, 1)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if recipe.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
         optimizer.step()
@@ -192,6 +195,7 @@ def padded(job: Job, chosen: Indices, length: int | None, everywhere: bool) -> d
 
 def _gpt2(job: Job, numbers: Format) -> GPT2LMHeadModel:
     """The checkpoint in transformers' own layers, with the same dropout as ours."""
+    transformers_logging.disable_progress_bar()
     dropout = job.settings.model.dropout
     own = {} if dropout is None else dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), dropout)
     return GPT2LMHeadModel.from_pretrained(

@@ -54,19 +54,19 @@ def necessary_work(model: GPT2LMHeadModel, counts: Counts) -> float:
         model: with its adapter injected.
         counts: of the examples.
     """
-    total = 4.0 * model.lm_head.weight.numel() * counts.labels
+    total = 4.0 * int(model.lm_head.weight.numel()) * counts.labels
     trained_below = False
     for number, block in enumerate(model.transformer.h):
         last = number == len(model.transformer.h) - 1
         for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
             tokens = counts.labels if last and layer is not block.attn.c_attn else counts.tokens
-            weight = layer.weight() if isinstance(layer, LoraConv1D) else layer.weight
-            total += 2.0 * weight.numel() * tokens * (1 + trained_below)
+            size = (layer.weight() if isinstance(layer, LoraConv1D) else layer.weight).numel()
+            total += 2.0 * int(size) * tokens * (1 + trained_below)
             if isinstance(layer, LoraConv1D):
                 (rank, width_in), width_out = layer.lora_A.shape, len(layer.lora_B)
                 total += 2.0 * rank * tokens * ((2 + trained_below) * width_in + 3 * width_out)
                 trained_below = True
             if layer is block.attn.c_attn:
                 pairs = counts.label_pairs if last else counts.pairs
-                total += 4.0 * pairs * model.config.n_embd * (1 + 2 * trained_below)
+                total += 4.0 * pairs * int(model.config.n_embd) * (1 + 2 * trained_below)
     return total
