@@ -90,7 +90,7 @@ def bench_train(settings: Settings, shape: str | None, updates: int, threads: in
         folder, adapter = Path(name, "model"), Path(name, "adapter")
         gpt2 = save_model(settings.model, shape, folder)
         inject(gpt2, settings.lora, recipe.seed)
-        state = {name: parameter.detach() for name, parameter in lora.parameters(gpt2).items()}
+        state = {key: parameter.detach() for key, parameter in lora.parameters(gpt2).items()}
         adapter.mkdir()
         save_adapter(adapter, state, settings.lora, identify(gpt2, tokenizer, str(folder)))
         examples = load_data(settings.data, tokenizer, gpt2.config.n_positions).train
