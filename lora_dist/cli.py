@@ -27,7 +27,7 @@ from lora_dist.commands import (
     TrainCommand,
     VerifyCommand,
 )
-from lora_dist.config import BASELINE, IMPROVED, DataSettings, ModelSettings, Settings, UserError
+from lora_dist.config import PRESETS, DataSettings, ModelSettings, Settings, UserError
 from lora_dist.interruption import EXIT_CODE as INTERRUPTED
 from lora_dist.interruption import Interrupted
 from lora_dist.launcher import restarts
@@ -35,8 +35,6 @@ from lora_dist.run_dir import RunDir, save_text
 
 if TYPE_CHECKING:
     from lora_dist.distributed import World
-
-PRESETS = {"baseline": BASELINE, "improved": IMPROVED}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -167,7 +165,7 @@ def merge(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Our time beside others' for the same job: bench {decode,scaling,score}."""
+    """Our time beside others' for the same job: bench {decode,scaling,score,train}."""
     from lora_dist.bench.command import bench as bench_job
 
     return bench_job(argv)

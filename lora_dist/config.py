@@ -256,6 +256,7 @@ BASELINE = Settings()
 IMPROVED = Settings(
     lora=LoraSettings(rank=16, alpha=32.0, dropout=0.1, targets=("c_attn", "c_proj", "c_fc"), init="gaussian")
 )
+PRESETS = {"baseline": BASELINE, "improved": IMPROVED}
 
 
 def to_json(settings: Any) -> dict[str, Any]:

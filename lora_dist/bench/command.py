@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 from lora_dist.bench import Row, table
-from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings, UserError
+from lora_dist.config import PRESETS, DataSettings, DecodeSettings, ModelSettings, Precision, Settings, UserError
 from lora_dist.run_dir import save_text
 
 Measured = tuple[list[Row], Path | None]
@@ -59,13 +59,27 @@ class ScalingJob(Settings):
     """Also write the rows (name, value, unit, ratio) to this file."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(Settings):
+    """Examples a second of training, beside the seed's recipe, PEFT with the Trainer and loralib where installed."""
+
+    shape: Literal["small", "medium"] | None = None
+    """Random weights of GPT-2's published shape in place of the model's, whose tokenizer is used all the same."""
+    updates: int = 3
+    """Updates that are timed, after the same have been made once to warm up."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """CPU threads of each program."""
+    json: Path | None = None
+    """Also write the rows (name, value, unit, ratio) to this file."""
+
+
 def bench(argv: Sequence[str]) -> int:
-    """Our time beside others' for the same job: bench {decode,scaling,score}."""
+    """Our time beside others' for the same job: bench {decode,scaling,score,train}."""
     job, rest = (argv[0] if argv else ""), argv[1:]
     if job in ("-h", "--help"):
-        texts = {"decode": DecodeJob.__doc__, "scaling": ScalingJob.__doc__, "score": ScoreJob.__doc__}
-        print("usage: lora-dist bench {decode,scaling,score} [settings]\n")
-        print("\n".join(f"{name:<8} {text}" for name, text in texts.items()))
+        jobs = {"decode": DecodeJob, "scaling": ScalingJob, "score": ScoreJob, "train": TrainJob}
+        print("usage: lora-dist bench {decode,scaling,score,train} [settings]\n")
+        print("\n".join(f"{name:<8} {kind.__doc__}" for name, kind in jobs.items()))
         return 0
     if job not in _JOBS:
         ways = ", ".join(f"lora-dist bench {name}" for name in _JOBS)
@@ -99,4 +113,23 @@ def _score(argv: Sequence[str]) -> Measured:
     return bench_score(job.data, job.official), job.json
 
 
-_JOBS: dict[str, Callable[[Sequence[str]], Measured]] = {"decode": _decode, "scaling": _scaling, "score": _score}
+def _train(argv: Sequence[str]) -> Measured:
+    if not argv or argv[0] not in PRESETS:
+        raise UserError(
+            f"bench train needs a preset: lora-dist bench train {' or lora-dist bench train '.join(PRESETS)}"
+        )
+    from lora_dist.bench.train import bench_train
+
+    preset = PRESETS[argv[0]]
+    default = TrainJob(lora=preset.lora, train=preset.train)
+    job = tyro.cli(TrainJob, prog=f"lora-dist bench train {argv[0]}", args=argv[1:], default=default)
+    settings = Settings(model=job.model, lora=job.lora, data=job.data, train=job.train, decode=job.decode)
+    return bench_train(settings, job.shape, job.updates, job.threads), job.json
+
+
+_JOBS: dict[str, Callable[[Sequence[str]], Measured]] = {
+    "decode": _decode,
+    "scaling": _scaling,
+    "score": _score,
+    "train": _train,
+}

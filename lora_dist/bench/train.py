@@ -1,0 +1,199 @@
+"""Examples a second of training, beside the seed's recipe, PEFT with transformers' Trainer, and loralib.
+
+In one run on one machine, with the same checkpoint, adapter, examples, global batches and AdamW for all. The rows are
+
+- the seed's recipe: PEFT and Trainer, padded to 128 tokens, the loss on all that is not padding, fp32;
+- PEFT and Trainer: padded to the longest of a batch, the loss on the reference; in bf16 both with fp32 weights under
+  autocast and with frozen weights in bf16;
+- loralib: the LoRA authors' layers in a plain loop, padded to 128, the loss on the reference;
+- ours: the updates of `lora-dist train`;
+- ours, N references an MR: the same with `--train.refs-per-mr N`, which has other batches.
+
+GPT-2's own dropout is off for all unless `--model.dropout` says otherwise, LoRA's is the preset's. A fused `c_attn` has
+one pair of matrices everywhere.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+from transformers import GPT2LMHeadModel
+
+from lora_dist import lora
+from lora_dist.batches import TokenizedExamples, global_batch
+from lora_dist.bench import Row
+from lora_dist.bench.machine import Measurement, matmul_ceiling, measure_apart
+from lora_dist.bench.models import save_model
+from lora_dist.bench.train_programs import (
+    FIXED_LENGTH,
+    Format,
+    Job,
+    first_order,
+    loralib,
+    ours,
+    trainer,
+    training_device,
+)
+from lora_dist.bench.work import count, necessary_work
+from lora_dist.config import Precision, Settings, UserError
+from lora_dist.device import compute_precision
+from lora_dist.model import identify, inject, load_tokenizer, save_adapter
+from lora_dist.train import load_data
+
+ROUNDS = 2
+
+REFS_PER_MR = 8
+"""References of an MR behind one copy of it in the last program, unless the settings say how many."""
+
+SEED, PEFT = "the seed's recipe", "PEFT and Trainer"
+
+FORMATS: dict[Format, tuple[str, Precision]] = {
+    "fp32": ("fp32", "fp32"),
+    "autocast": ("bf16 autocast", "bf16"),
+    "bf16": ("bf16 weights", "bf16"),
+}
+"""What the rows call a peer's number formats, and what ours is compared with them."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One way to make some updates."""
+
+    run: Callable[..., tuple[float, float]]
+    """Returns the seconds and the mean loss of the updates."""
+    job: Job
+    arguments: tuple[object, ...]
+    """What it takes besides the job."""
+    precision: Precision
+
+
+def bench_train(settings: Settings, shape: str | None, updates: int, threads: int) -> list[Row]:
+    """The best of `ROUNDS` rounds in which all programs take turns, each in a process of its own.
+
+    Args:
+        settings: of the training; the learning rate is its peak throughout.
+        shape: a key of `models.SHAPES` for random weights of that shape, or None for the model's own.
+        updates: how many are timed, after the same have been made once to warm up.
+        threads: of each process.
+
+    Raises:
+        UserError: if model or data cannot be read, or there are too few examples.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one at most
+    tokenizer, recipe = load_tokenizer(settings.model), replace(settings.train, warmup_steps=0, accumulation_steps=1)
+    with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
+        folder, adapter = Path(name, "model"), Path(name, "adapter")
+        gpt2 = save_model(settings.model, shape, folder)
+        inject(gpt2, settings.lora, recipe.seed)
+        state = {key: parameter.detach() for key, parameter in lora.parameters(gpt2).items()}
+        adapter.mkdir()
+        save_adapter(adapter, state, settings.lora, identify(gpt2, tokenizer, str(folder)))
+        examples = load_data(settings.data, tokenizer, gpt2.config.n_positions).train
+        exact, shared = (
+            replace(
+                settings,
+                model=replace(settings.model, name=str(folder)),
+                train=replace(recipe, refs_per_mr=refs),
+            )
+            for refs in (1, recipe.refs_per_mr if recipe.refs_per_mr > 1 else REFS_PER_MR)
+        )
+        programs = _programs(*(_job(each, adapter, examples, gpt2, updates) for each in (exact, shared)))
+        found = _measure_all(programs, threads)
+    return _rows(programs, found, gpt2, threads)
+
+
+def _job(settings: Settings, adapter: Path, examples: TokenizedExamples, gpt2: GPT2LMHeadModel, updates: int) -> Job:
+    """Those `updates` in a row whose work comes nearest to the mean: their examples stand for the corpus."""
+    recipe = settings.train
+    size = recipe.global_batch_size
+    whole = len(examples) // size
+    if not 1 <= updates <= whole:
+        raise UserError(f"--updates is {updates}: give from 1 to {whole}, as the corpus has {len(examples)} examples")
+    order = first_order(examples, recipe)
+    batches = [global_batch(order, number, size) for number in range(whole)]
+    work = np.array([necessary_work(gpt2, count(examples, [batch], recipe.refs_per_mr > 1)) for batch in batches])
+    means = np.convolve(work, np.full(updates, 1 / updates), "valid")
+    first = int(np.abs(means - work.mean()).argmin())
+    return Job(settings, adapter, examples, range(first, first + updates), gpt2.config.eos_token_id)
+
+
+def _programs(exact: Job, shared: Job) -> dict[str, Program]:
+    precisions: tuple[Precision, ...] = (
+        ("fp32", "bf16") if compute_precision(training_device()) == "bf16" else ("fp32",)
+    )
+    found: dict[str, Program] = {}
+    if find_spec("peft") is not None:
+        found[f"{SEED}, fp32"] = Program(trainer, exact, ("fp32", FIXED_LENGTH, True), "fp32")
+        for numbers, (name, precision) in FORMATS.items():
+            found[f"{PEFT}, {name}"] = Program(trainer, exact, (numbers, None, False), precision)
+    if find_spec("loralib") is not None:
+        for numbers in ("fp32", "autocast"):
+            name, precision = FORMATS[numbers]
+            found[f"loralib, {name}"] = Program(loralib, exact, (numbers,), precision)
+    for precision in precisions:
+        found[f"ours, {precision}"] = Program(ours, exact, (precision,), precision)
+    refs = shared.settings.train.refs_per_mr
+    found[f"ours, {refs} references an MR, {precisions[-1]}"] = Program(ours, shared, precisions[-1:], precisions[-1])
+    return {name: program for name, program in found.items() if program.precision in precisions}
+
+
+def _measure_all(programs: Mapping[str, Program], threads: int) -> dict[str, Measurement]:
+    """The best measurement of each program."""
+    best: dict[str, Measurement] = {}
+    turns = [(name, program) for _ in range(ROUNDS) for name, program in programs.items()]
+    for name, program in tqdm(turns, desc="bench train", unit="program"):
+        measured = measure_apart(program.run, program.job, *program.arguments, threads=threads)
+        if name not in best or measured.seconds < best[name].seconds:
+            best[name] = measured
+    return best
+
+
+def _rows(
+    programs: Mapping[str, Program], found: Mapping[str, Measurement], gpt2: GPT2LMHeadModel, threads: int
+) -> list[Row]:
+    ceilings = {
+        each.precision: matmul_ceiling(each.precision, threads, training_device()) for each in programs.values()
+    }
+    rates, shares, peaks, losses = dict[str, float](), dict[str, float](), dict[str, float](), dict[str, float]()
+    for name, program in programs.items():
+        job, measured = program.job, found[name]
+        recipe, batches = job.settings.train, job.batches()
+        work = necessary_work(gpt2, count(job.examples, batches, recipe.refs_per_mr > 1))
+        rates[name] = sum(map(len, batches)) / measured.seconds
+        shares[name] = work / measured.seconds / ceilings[program.precision]
+        peaks[name] = measured.peak_bytes / 2**30
+        losses[name] = measured.result
+
+    def compared(values: Mapping[str, float], what: str, unit: str, *, more_is_better: bool) -> list[Row]:
+        rows = []
+        for name, value in values.items():
+            own = values[f"ours, {programs[name].precision}"]
+            ratio = own / value if more_is_better else value / own
+            rows.append(Row(name + what, round(value, 3), unit, round(ratio, 3)))
+        return rows
+
+    return [
+        *compared(rates, "", "examples/s", more_is_better=True),
+        *_gains(rates),
+        *compared(shares, ": share of the matmul ceiling", "", more_is_better=True),
+        *compared(peaks, ": peak memory", "GiB", more_is_better=False),
+        *compared(losses, ": mean loss", "nats a token", more_is_better=False),
+    ]
+
+
+def _gains(rates: Mapping[str, float]) -> list[Row]:
+    """How many times a peer's best rate ours are, both in their best precision."""
+    rows = []
+    mine = [name for name in rates if name.startswith("ours")][-2:]
+    for peer, times in ((SEED, "the seed's recipe"), (PEFT, "PEFT's best")):
+        best = max((rate for name, rate in rates.items() if name.startswith(peer)), default=None)
+        if best is not None:
+            rows += [
+                Row(f"{name}: over {times}", round(r := rates[name] / best, 3), "times", round(r, 3)) for name in mine
+            ]
+    return rows
