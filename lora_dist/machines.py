@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from lora_dist.config import Settings, UserError, to_json
 from lora_dist.distributed import World, gather_objects, on_main
+from lora_dist.run_dir import PART
 
 FILE_PATIENCE = 30.0
 """Seconds a file of rank 0's may take to appear on another machine: NFS believes for so long that a folder is as it was
@@ -24,7 +25,7 @@ def require_shared(world: World, folder: Path) -> None:
 
     def leave_mark() -> tuple[str, str]:
         folder.mkdir(parents=True, exist_ok=True)
-        name = f".shared-{uuid4().hex}"
+        name = f"{PART}shared-{uuid4().hex}"
         (folder / name).touch()
         return name, socket.gethostname()
 

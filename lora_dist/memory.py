@@ -14,12 +14,13 @@ from typing import Literal
 from torch import nn
 from transformers import GPT2LMHeadModel
 
+from lora_dist import launcher
 from lora_dist.batches import BatchShape
 from lora_dist.config import Precision
 from lora_dist.lora import LoraConv1D
 from lora_dist.loss import MAX_LOGITS
 
-Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"]
+Strategy = Literal["single"] | launcher.Strategy
 Kind = Literal["cpu", "cuda"]
 
 MIB = 2**20
