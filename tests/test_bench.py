@@ -91,6 +91,7 @@ def test_training_beside_its_peers(
     monkeypatch.setattr(train, "compute_precision", lambda _: "bf16")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # which programs set; put back afterwards
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     file = tmp_path / "rows.json"
     settings = ["--model.name", str(tiny_gpt2), "--data.dir", str(corpus), "--train.global-batch-size", "4"]
     same_start = ["--lora.dropout", "0", "--train.learning-rate", "0"]

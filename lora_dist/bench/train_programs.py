@@ -95,6 +95,8 @@ def trainer(job: Job, numbers: Format, length: int | None, everywhere: bool) -> 
     from peft import PeftModel
 
     warnings.simplefilter("ignore")  # of transformers about names that the Trainer itself uses
+    if training_device().type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, which the Trainer imports, says that it found no GPU
     recipe, times = job.settings.train, list[float]()
     model = PeftModel.from_pretrained(_gpt2(job, numbers), job.adapter, is_trainable=True)
 
