@@ -53,7 +53,7 @@ class ScalingJob(Settings):
     """Random weights of GPT-2's published shape in place of the model's, whose tokenizer is used all the same."""
     precision: Precision = "bf16"
     """Number format of the frozen weights; fp32 where the hardware has no bf16."""
-    updates: int = 20
+    updates: int = 40
     """Updates that are timed, after some to warm up."""
     json: Path | None = None
     """Also write the rows (name, value, unit, ratio) to this file."""
