@@ -10,8 +10,9 @@ In one run on one machine, with the same checkpoint, adapter, examples, global b
 - ours, N references an MR: the same with `--train.refs-per-mr N`, which has other batches.
 
 GPT-2's own dropout is off for all unless `--model.dropout` says otherwise, LoRA's is the preset's. A fused `c_attn` has
-one pair of matrices everywhere. The losses show that all learn the same: they agree with `--lora.dropout 0`. With dropout
-each draws its own, and ours the same for an update when it is made again to be timed, which lowers its loss a little.
+one pair of matrices everywhere. The losses show that all learn the same: they agree with `--lora.dropout 0`. With
+dropout each program draws its own, and ours the same again when an update is repeated to be timed, which lowers its
+loss a little.
 """
 
 import os
