@@ -55,6 +55,7 @@ def sbatch(environment: dict[str, str], *arguments: object) -> subprocess.Comple
     )
 
 
+@pytest.mark.slow
 def test_the_batch_script_joins_its_nodes(
     cluster: dict[str, str], tiny_gpt2: Path, corpus: Path, tmp_path: Path
 ) -> None:
