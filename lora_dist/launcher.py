@@ -10,6 +10,9 @@ from typing import Literal
 
 from lora_dist.config import Precision, UserError
 
+MIXED_PRECISION: dict[Precision, str] = {"bf16": "bf16", "fp32": "no"}
+"""What accelerate calls the precision of the frozen weights, on its command line and in ACCELERATE_MIXED_PRECISION."""
+
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "zero3_offload"]
 
 _STRATEGIES: dict[Strategy, list[str]] = {
@@ -69,7 +72,8 @@ def uses_deepspeed() -> bool:
 
 def launch_command(processes: int, strategy: Strategy = "ddp", precision: Precision = "bf16") -> list[str]:
     """The beginning of a command line that starts a Python file or module in `processes` processes on this machine."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *_STRATEGIES[strategy]]
-    mixed_precision = {"bf16": "bf16", "fp32": "no"}[precision]
-    common = ["--num_machines", "1", "--num_processes", str(processes), "--mixed_precision", mixed_precision]
-    return [*launcher, *common, "--main_process_port", "0"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    common = ["--num_machines", "1", "--num_processes", str(processes), "--mixed_precision", MIXED_PRECISION[precision]]
+    if processes == 1 and strategy == "ddp":  # accelerate refuses --multi_gpu for one process
+        return [*launcher, *common]
+    return [*launcher, *_STRATEGIES[strategy], *common, "--main_process_port", "0"]

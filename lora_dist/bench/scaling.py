@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lora_dist.bench import Row
 from lora_dist.bench.models import save_model
 from lora_dist.config import Precision, Settings, UserError, from_json, to_json
-from lora_dist.launcher import launch_command
+from lora_dist.launcher import MIXED_PRECISION, launch_command
 from lora_dist.run_dir import read_json, write_json
 
 ROUNDS = 2
@@ -66,8 +66,7 @@ def bench_scaling(settings: Settings, shape: str | None, precision: Precision, u
 
 
 def _run(command: Sequence[str], folder: Path, precision: Precision) -> dict[str, Any]:
-    mixed_precision = {"bf16": "bf16", "fp32": "no"}[precision]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": mixed_precision}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": MIXED_PRECISION[precision]}
     arguments = [*command, str(folder / "job.json"), str(folder / "result.json")]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:

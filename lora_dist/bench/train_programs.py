@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from lora_dist.batches import Indices, TokenizedExamples, epoch_order, global_batch, shared_order
 from lora_dist.config import Precision, Settings, TrainSettings
 from lora_dist.distributed import world
+from lora_dist.launcher import MIXED_PRECISION
 from lora_dist.lora import PEFT_PREFIX
 from lora_dist.model import DTYPES, load_adapter_state
 from lora_dist.train import load_model, seed_everything
@@ -69,7 +70,7 @@ def training_device() -> torch.device:
 
 def ours(job: Job, precision: Precision) -> tuple[float, float]:
     """Seconds and mean loss of the updates in this package."""
-    os.environ["ACCELERATE_MIXED_PRECISION"] = {"bf16": "bf16", "fp32": "no"}[precision]
+    os.environ["ACCELERATE_MIXED_PRECISION"] = MIXED_PRECISION[precision]
     recipe = job.settings.train
     with world(str(training_device())) as here:
         seed_everything(recipe.seed, recipe.deterministic)
