@@ -19,11 +19,11 @@ from lora_dist.batches import (
     epoch_order,
     global_batch,
     rank_share,
-    tokenize,
 )
 from lora_dist.config import ModelSettings, Settings, TrainSettings, UserError
 from lora_dist.e2e import load_split
 from lora_dist.model import load_config, load_tokenizer
+from lora_dist.token_cache import tokenize_cached
 
 PUBLISHED: dict[str, dict[str, int]] = {"gpt2": {}, "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
 """Shapes of the published models, for a machine that does not reach the hub."""
@@ -95,7 +95,7 @@ def read_corpus(
             raise
         texts = None
     if texts is not None and tokenizer is not None:
-        train, dev = (tokenize(tokenizer, split, positions) for split in texts)
+        train, dev = (tokenize_cached(tokenizer, split, positions) for split in texts)
         return Corpus(
             examples=len(train),
             tokens=len(train.ids) + len(dev.ids),

@@ -1,6 +1,6 @@
 """`--train.profile`: where the time of a few updates goes, as a table by operation and as a trace to look at."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,23 +18,14 @@ ROWS = 40
 """Operations in the table, those with the most time of their own first."""
 
 
-class UpdateProfiler:
-    """To be told of the end of each update."""
-
-    def __init__(self, profiler: profile | None) -> None:
-        self._profiler = profiler
-
-    def step(self) -> None:
-        """An update has ended."""
-        if self._profiler is not None:
-            self._profiler.step()
-
-
 @contextmanager
-def profile_updates(run: RunDir, world: World, wanted: bool) -> Iterator[UpdateProfiler]:
-    """Profile `PROFILED` of the updates in the block on rank 0, if `wanted`, and write RUN/profile."""
+def profile_updates(run: RunDir, world: World, wanted: bool) -> Iterator[Callable[[], None]]:
+    """Profile `PROFILED` of the updates in the block on rank 0, if `wanted`, and write RUN/profile.
+
+    What the block gets is to be called at the end of each update.
+    """
     if not (wanted and world.is_main):
-        yield UpdateProfiler(None)
+        yield lambda: None
         return
     on_gpu = world.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -48,4 +39,4 @@ def profile_updates(run: RunDir, world: World, wanted: bool) -> Iterator[UpdateP
 
     phases = schedule(wait=SKIPPED, warmup=WARM_UP, active=PROFILED, repeat=1)
     with profile(activities=activities, schedule=phases, on_trace_ready=write) as profiler:
-        yield UpdateProfiler(profiler)
+        yield profiler.step

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,8 @@ def tokenize_cached(tokenizer: Any, examples: Sequence[Example], max_length: int
     if (found := _load(folder)) is not None:
         return found
     tokenized = tokenize(tokenizer, examples, max_length)
-    try:
+    with suppress(OSError):  # a cache that cannot be written is no reason not to train
         _save(folder, tokenized)
-    except OSError:  # a cache that cannot be written is no reason not to train
-        return tokenized
     return tokenized
 
 

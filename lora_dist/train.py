@@ -10,9 +10,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from lora_dist import checkpoint
-from lora_dist.batches import (
-    TokenizedExamples,
-)
+from lora_dist.batches import TokenizedExamples
 from lora_dist.config import DataSettings, Precision, Settings, to_json
 from lora_dist.distributed import World, barrier, first_on_node, on_main, stop_asked
 from lora_dist.e2e import fingerprint, load_split
@@ -77,7 +75,7 @@ def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = Fa
     pad_id = tokenizer.eos_token_id
     replica = replicate(gpt2, recipe, saved, pad_id, world)
     log = TrainingLog(run, world, identity, done, total)
-    with heed_signals() as request, profile_updates(run, world, recipe.profile) as profiler:
+    with heed_signals() as request, profile_updates(run, world, recipe.profile) as end_of_update:
 
         def save(step: int) -> None:
             checkpoint.save(run, replica, world, step, identity, settings.lora, base, recipe.keep_checkpoints)
@@ -102,7 +100,7 @@ def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = Fa
             step = update + 1
             world.watchdog.note(f"update {step} of {total}")
             log.add(make_update(replica, data.train, recipe, update, total, pad_id, world))
-            profiler.step()
+            end_of_update()
             save_now = step % recipe.checkpoint_steps == 0 or step == total
             if step % recipe.log_steps == 0 or step % updates_per_epoch == 0 or save_now:
                 log_loss(step)

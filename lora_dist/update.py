@@ -65,7 +65,7 @@ def make_update(
 ) -> Update:
     """Update number `update` (from 0) of `total`, and what it counted."""
     epoch, position = divmod(update, recipe.updates_per_epoch(len(examples)))
-    ids = global_batch(_order(examples, recipe, epoch), position, recipe.global_batch_size)
+    ids = global_batch(training_order(examples, recipe, epoch), position, recipe.global_batch_size)
     share = recipe.refs_per_mr > 1
     if share:
         micro_batches = shared_rank_share(ids, examples.mrs, world.rank, world.size, recipe.accumulation_steps)
@@ -86,7 +86,7 @@ def make_update(
 
 
 @lru_cache(maxsize=1)
-def _order(examples: TokenizedExamples, recipe: TrainSettings, epoch: int) -> Indices:
+def training_order(examples: TokenizedExamples, recipe: TrainSettings, epoch: int) -> Indices:
     """The order of the examples in an epoch: (examples,)."""
     return shared_order(epoch_order(len(examples), recipe.seed, epoch), examples.mrs, recipe.refs_per_mr)
 

@@ -35,7 +35,6 @@ from lora_dist.bench.train_programs import (
     FIXED_LENGTH,
     Format,
     Job,
-    first_order,
     loralib,
     ours,
     trainer,
@@ -46,6 +45,7 @@ from lora_dist.config import Precision, Settings, UserError
 from lora_dist.device import compute_precision
 from lora_dist.model import identify, inject, load_tokenizer, save_adapter
 from lora_dist.train import load_data
+from lora_dist.update import training_order
 
 ROUNDS = 2
 
@@ -116,7 +116,7 @@ def _job(settings: Settings, adapter: Path, examples: TokenizedExamples, gpt2: G
     whole = len(examples) // size
     if not 1 <= updates <= whole:
         raise UserError(f"--updates is {updates}: give from 1 to {whole}, as the corpus has {len(examples)} examples")
-    order = first_order(examples, recipe)
+    order = training_order(examples, recipe, epoch=0)
     batches = [global_batch(order, number, size) for number in range(whole)]
     work = np.array([necessary_work(gpt2, count(examples, [batch], recipe.refs_per_mr > 1)) for batch in batches])
     means = np.convolve(work, np.full(updates, 1 / updates), "valid")

@@ -20,14 +20,14 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from lora_dist.batches import Indices, TokenizedExamples, epoch_order, global_batch, shared_order
-from lora_dist.config import Precision, Settings, TrainSettings
+from lora_dist.batches import Indices, TokenizedExamples, global_batch
+from lora_dist.config import Precision, Settings
 from lora_dist.distributed import world
 from lora_dist.launcher import MIXED_PRECISION
 from lora_dist.lora import PEFT_PREFIX
 from lora_dist.model import DTYPES, load_adapter_state
 from lora_dist.train import load_model, seed_everything
-from lora_dist.update import make_update, replicate
+from lora_dist.update import make_update, replicate, training_order
 
 Format = Literal["fp32", "autocast", "bf16"]
 """fp32 throughout, bf16 products of fp32 weights, or of frozen weights held in bf16 too."""
@@ -54,13 +54,8 @@ class Job:
 
     def batches(self) -> list[Indices]:
         """The examples of each update."""
-        order = first_order(self.examples, self.settings.train)
+        order = training_order(self.examples, self.settings.train, epoch=0)
         return [global_batch(order, number, self.settings.train.global_batch_size) for number in self.updates]
-
-
-def first_order(examples: TokenizedExamples, recipe: TrainSettings) -> Indices:
-    """The order of the examples in the first epoch: (examples,)."""
-    return shared_order(epoch_order(len(examples), recipe.seed, 0), examples.mrs, recipe.refs_per_mr)
 
 
 def training_device() -> torch.device:
