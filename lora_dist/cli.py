@@ -51,8 +51,8 @@ def run(argv: Sequence[str]) -> int:
     folder = RunDir(command.out)
     with _training_world(command) as here:
         on_main(here, lambda: (str(find_java()), len(load_split(command.data, "test"))))  # not after hours of training
-        train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarts())
-        decode(command.settings(), folder, here)
+        train_adapter(command.sections(), folder, here, overwrite=command.overwrite and not restarts())
+        decode(command.sections(), folder, here)
         is_main = here.is_main
     if is_main:  # no rank waits while Java computes METEOR
         print(table(score_run(folder)))
@@ -67,7 +67,7 @@ def train(argv: Sequence[str]) -> int:
     command = _preset_command(TrainCommand, "train", argv)
     folder = RunDir(command.out)
     with _training_world(command) as here:
-        train_adapter(command.settings(), folder, here, overwrite=command.overwrite and not restarts())
+        train_adapter(command.sections(), folder, here, overwrite=command.overwrite and not restarts())
         if here.is_main:
             print(f"adapter in {folder.adapter}; next: lora-dist decode {folder.root}")
     return 0

@@ -39,10 +39,6 @@ class TrainCommand(Settings):
     def __post_init__(self) -> None:
         check_hang_timeout(self.hang_timeout)
 
-    def settings(self) -> Settings:
-        """What decides the result."""
-        return Settings(model=self.model, lora=self.lora, data=self.data, train=self.train, decode=self.decode)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCommand(Settings):

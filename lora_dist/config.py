@@ -251,6 +251,10 @@ class Settings:
     train: TrainSettings = field(default_factory=TrainSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
 
+    def sections(self) -> "Settings":
+        """These five alone; a command that takes more is a subclass."""
+        return Settings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Settings)})
+
 
 BASELINE = Settings()
 IMPROVED = Settings(
@@ -270,6 +274,16 @@ def to_json(settings: Any) -> dict[str, Any]:
         if isinstance(value, tuple)
         else value
         for f in dataclasses.fields(settings)
+    }
+
+
+def as_options(settings: Settings, *sections: str) -> dict[str, Any]:
+    """Settings by the names that they have on the command line, without the paths, which a machine may have its own."""
+    return {
+        _flag(section, key): value
+        for section in sections
+        for key, value in to_json(getattr(settings, section)).items()
+        if (section, key) not in (("model", "name"), ("data", "dir"))
     }
 
 

@@ -17,7 +17,7 @@ from transformers import GPT2LMHeadModel
 
 from lora_dist.batches import encode_prompts
 from lora_dist.beam import Sentence, beam_search
-from lora_dist.config import DecodeSettings, ModelSettings, Settings, UserError, to_json
+from lora_dist.config import DecodeSettings, ModelSettings, Settings, UserError, as_options, to_json
 from lora_dist.decoder import prepare
 from lora_dist.device import free_memory
 from lora_dist.distributed import (
@@ -32,7 +32,7 @@ from lora_dist.distributed import (
 from lora_dist.e2e import fingerprint, format_outputs, format_references, group_by_mr, is_official, load_split, one_line
 from lora_dist.interruption import Interrupted, heed_signals
 from lora_dist.lora import fold
-from lora_dist.machines import as_options, require_agreement, require_shared
+from lora_dist.machines import require_agreement, require_shared
 from lora_dist.model import ADAPTER_WEIGHTS, DTYPES, base_fingerprint, load_adapter, load_base, load_tokenizer
 from lora_dist.run_dir import RunDir, versions, write_json, write_jsonl, write_text
 

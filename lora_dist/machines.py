@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from lora_dist.config import Settings, UserError, to_json
+from lora_dist.config import UserError
 from lora_dist.distributed import World, gather_objects, on_main
 from lora_dist.run_dir import PART
 
@@ -57,13 +57,3 @@ def require_agreement(world: World, values: dict[str, Any]) -> None:
                     f"{name} is {value} on {head} and {found[name]} on {host}: give the same command on all machines, "
                     "with the same files and versions"
                 )
-
-
-def as_options(settings: Settings, *sections: str) -> dict[str, Any]:
-    """Settings by the names that they have on the command line, without the paths, which a machine may have its own."""
-    return {
-        f"--{section}.{key.replace('_', '-')}": value
-        for section in sections
-        for key, value in to_json(getattr(settings, section)).items()
-        if f"{section}.{key}" not in ("model.name", "data.dir")
-    }

@@ -11,11 +11,11 @@ from transformers import GPT2LMHeadModel
 
 from lora_dist import checkpoint
 from lora_dist.batches import TokenizedExamples
-from lora_dist.config import DataSettings, Precision, Settings, to_json
+from lora_dist.config import DataSettings, Precision, Settings, as_options
 from lora_dist.distributed import World, barrier, first_on_node, on_main, stop_asked
 from lora_dist.e2e import fingerprint, load_split
 from lora_dist.interruption import Interrupted, heed_signals
-from lora_dist.machines import as_options, require_agreement, require_shared
+from lora_dist.machines import require_agreement, require_shared
 from lora_dist.model import (
     DTYPES,
     BaseIdentity,
@@ -152,23 +152,21 @@ def load_data(settings: DataSettings, tokenizer: Any, max_length: int) -> Tokeni
 
 def _identity(settings: Settings, base: BaseIdentity, data: TokenizedData) -> dict[str, Any]:
     """What decides the trained numbers; a resumed run must agree in it."""
-    values = to_json(settings)
     free = (
-        "accumulation_steps",
-        "gradient_checkpointing",
-        "deterministic",
-        "log_steps",
-        "checkpoint_steps",
-        "keep_checkpoints",
-        "profile",
-        "tracker",
+        "--train.accumulation-steps",
+        "--train.gradient-checkpointing",
+        "--train.deterministic",
+        "--train.log-steps",
+        "--train.checkpoint-steps",
+        "--train.keep-checkpoints",
+        "--train.profile",
+        "--train.tracker",
     )
+    options = as_options(settings, "model", "lora", "train")
     return {
         "base model": base.fingerprint,
         "training data": data.fingerprints["train"],
-        "--model.dropout": settings.model.dropout,
-        **{f"--lora.{key.replace('_', '-')}": value for key, value in values["lora"].items()},
-        **{f"--train.{key.replace('_', '-')}": value for key, value in values["train"].items() if key not in free},
+        **{option: value for option, value in options.items() if option not in free},
     }
 
 

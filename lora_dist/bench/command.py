@@ -102,8 +102,7 @@ def _scaling(argv: Sequence[str]) -> Measured:
     from lora_dist.bench.scaling import bench_scaling
 
     job = tyro.cli(ScalingJob, prog="lora-dist bench scaling", args=argv)
-    settings = Settings(model=job.model, lora=job.lora, data=job.data, train=job.train, decode=job.decode)
-    return bench_scaling(settings, job.shape, job.precision, job.updates), job.json
+    return bench_scaling(job.sections(), job.shape, job.precision, job.updates), job.json
 
 
 def _score(argv: Sequence[str]) -> Measured:
@@ -123,8 +122,7 @@ def _train(argv: Sequence[str]) -> Measured:
     preset = PRESETS[argv[0]]
     default = TrainJob(lora=preset.lora, train=preset.train)
     job = tyro.cli(TrainJob, prog=f"lora-dist bench train {argv[0]}", args=argv[1:], default=default)
-    settings = Settings(model=job.model, lora=job.lora, data=job.data, train=job.train, decode=job.decode)
-    return bench_train(settings, job.shape, job.updates, job.threads), job.json
+    return bench_train(job.sections(), job.shape, job.updates, job.threads), job.json
 
 
 _JOBS: dict[str, Callable[[Sequence[str]], Measured]] = {
