@@ -10,8 +10,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -27,10 +27,11 @@ from lora_dist.commands import (
     TrainCommand,
     VerifyCommand,
 )
-from lora_dist.config import PRESETS, DataSettings, ModelSettings, Settings, UserError
+from lora_dist.config import DataSettings, ModelSettings, UserError
 from lora_dist.interruption import EXIT_CODE as INTERRUPTED
 from lora_dist.interruption import Interrupted
 from lora_dist.launcher import restarts
+from lora_dist.parsing import parse_again, parse_with_preset
 from lora_dist.run_dir import RunDir, save_text
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     from lora_dist.scoring import score_run, table
     from lora_dist.train import train as train_adapter
 
-    command = _preset_command(TrainCommand, "run", argv)
+    command = parse_with_preset(TrainCommand, "run", run.__doc__, argv)
     folder = RunDir(command.out)
     with _training_world(command) as here:
         on_main(here, lambda: (str(find_java()), len(load_split(command.data, "test"))))  # not after hours of training
@@ -64,7 +65,7 @@ def train(argv: Sequence[str]) -> int:
     """Train an adapter to OUT/adapter: train {baseline,improved} --out DIR."""
     from lora_dist.train import train as train_adapter
 
-    command = _preset_command(TrainCommand, "train", argv)
+    command = parse_with_preset(TrainCommand, "train", train.__doc__, argv)
     folder = RunDir(command.out)
     with _training_world(command) as here:
         train_adapter(command.sections(), folder, here, overwrite=command.overwrite and not restarts())
@@ -82,7 +83,7 @@ def decode(argv: Sequence[str]) -> int:
     folder = RunDir(parsed.run)
     with world(parsed.device, hang_timeout=parsed.hang_timeout) as here:
         saved = on_main(here, folder.settings)  # another machine may not see it, which decode then says
-        command = _with_settings_of_run(parsed, saved, "decode", argv)
+        command = parse_again(parsed, saved, "decode", argv)
         settings = replace(saved, model=command.model, data=command.data, decode=command.decode)
         decode_test_set(settings, folder, here)
         if here.is_main:
@@ -134,7 +135,7 @@ def generate(argv: Sequence[str]) -> int:
     from lora_dist.e2e import format_mr, parse_mr
 
     parsed = tyro.cli(GenerateCommand, prog="lora-dist generate", args=argv)
-    command = _with_settings_of_run(parsed, RunDir(parsed.run).settings(), "generate", argv)
+    command = parse_again(parsed, RunDir(parsed.run).settings(), "generate", argv)
     if not command.mrs:
         raise UserError('generate needs a meaning representation, such as "name[The Eagle], food[French]"')
     mrs = [format_mr(parse_mr(mr)) for mr in command.mrs]
@@ -153,7 +154,7 @@ def merge(argv: Sequence[str]) -> int:
     from lora_dist.run_dir import new_folder
 
     parsed = tyro.cli(MergeCommand, prog="lora-dist merge", args=argv)
-    command = _with_settings_of_run(parsed, RunDir(parsed.run).settings(), "merge", argv)
+    command = parse_again(parsed, RunDir(parsed.run).settings(), "merge", argv)
     if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
         raise UserError(f"{command.out} exists already: name a new folder")
     model, tokenizer = load_merged(command.model, RunDir(command.run).adapter)
@@ -176,7 +177,7 @@ def plan(argv: Sequence[str]) -> int:
     from lora_dist.plan import check_memory, make_plan, to_json
     from lora_dist.plan_table import table
 
-    command = _preset_command(PlanCommand, "plan", argv)
+    command = parse_with_preset(PlanCommand, "plan", plan.__doc__, argv)
     available = None if command.memory is None else int(command.memory * 2**30)
     planned = make_plan(command, command.processes, command.device, command.precision, available)
     print(table(planned))
@@ -277,32 +278,3 @@ def _usage() -> str:
             *lines,
         ]
     )
-
-
-P = TypeVar("P", TrainCommand, PlanCommand)
-
-
-def _preset_command(command: type[P], name: str, argv: Sequence[str]) -> P:
-    """Settings of a new run: a preset, and what is changed of it."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(
-            f"usage: lora-dist {name} {{baseline,improved}} [settings]\n\n{(COMMANDS[name].__doc__ or '').strip()}\n\n"
-            "  baseline  Table 1 of the paper: rank 4, c_attn, original initialisation\n"
-            "  improved  Table 1 of the paper: rank 16, c_attn, c_proj and c_fc, Gaussian initialisation\n\n"
-            f"Settings and their defaults: lora-dist {name} improved --help"
-        )
-        sys.exit(0 if argv else 2)
-    if argv[0] not in PRESETS:
-        raise UserError(f"{argv[0]} is not a preset: give lora-dist {name} baseline or lora-dist {name} improved first")
-    preset = PRESETS[argv[0]]
-    default = command(**{f.name: getattr(preset, f.name) for f in fields(preset)})
-    return tyro.cli(command, prog=f"lora-dist {name} {argv[0]}", args=argv[1:], default=default)
-
-
-C = TypeVar("C", DecodeCommand, GenerateCommand, MergeCommand)
-
-
-def _with_settings_of_run(parsed: C, saved: Settings, name: str, argv: Sequence[str]) -> C:
-    """Parse again: the first time told which run it is about, now that run's settings are the defaults."""
-    sections = {f.name: getattr(saved, f.name) for f in fields(parsed) if f.name in ("model", "data", "decode")}
-    return tyro.cli(type(parsed), prog=f"lora-dist {name}", args=argv, default=replace(parsed, **sections))

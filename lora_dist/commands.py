@@ -9,20 +9,25 @@ import tyro
 from tyro.conf import Positional
 
 from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings, UserError
-
-
-def check_hang_timeout(seconds: float) -> None:
-    """Refuse a time that is none.
-
-    Raises:
-        UserError: if it is below 0 or not finite.
-    """
-    if not 0 <= seconds < math.inf:
-        raise UserError(f"--hang-timeout is {seconds}: give a number of seconds, or 0 to wait for ever")
+from lora_dist.watchdog import HANG_TIMEOUT
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(Settings):
+class LaunchedCommand:
+    """What a command takes that may run in several processes."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes what the launcher gives, or the GPU with most free memory."""
+    hang_timeout: float = HANG_TIMEOUT
+    """Seconds without progress after which each process says where it is and ends; 0 waits for ever."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hang_timeout < math.inf:
+            raise UserError(f"--hang-timeout is {self.hang_timeout}: give a number of seconds, or 0 to wait for ever")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(LaunchedCommand, Settings):
     """Settings of a new run, the paper's unless changed here."""
 
     out: Path = Path("runs/run")
@@ -31,13 +36,6 @@ class TrainCommand(Settings):
     """Go on with the run in --out, from its newest complete checkpoint."""
     overwrite: bool = False
     """Delete the run in --out first."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N. auto takes what the launcher gives, or the GPU with most free memory."""
-    hang_timeout: float = 1800.0
-    """Seconds without progress after which each process says where it is and ends; 0 waits for ever."""
-
-    def __post_init__(self) -> None:
-        check_hang_timeout(self.hang_timeout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ class PlanCommand(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeCommand:
+class DecodeCommand(LaunchedCommand):
     """Write one sentence for each meaning representation of the test set to RUN/decode."""
 
     run: Positional[Path]
@@ -69,13 +67,6 @@ class DecodeCommand:
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    hang_timeout: float = 1800.0
-    """Seconds without progress after which each process says where it is and ends; 0 waits for ever."""
-
-    def __post_init__(self) -> None:
-        check_hang_timeout(self.hang_timeout)
 
 
 @dataclass(frozen=True, kw_only=True)

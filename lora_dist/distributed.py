@@ -30,15 +30,12 @@ from lora_dist.device import choose_device, compute_precision, keep_freed_memory
 from lora_dist.interruption import StopRequest
 from lora_dist.launcher import launched_processes, processes_on_this_machine, restarts, uses_deepspeed
 from lora_dist.network import interface_towards
-from lora_dist.watchdog import Watchdog
+from lora_dist.watchdog import HANG_TIMEOUT, Watchdog
 
 T = TypeVar("T")
 
-HANG_TIMEOUT = 1800.0
-"""Seconds without progress after which a process ends: above the slowest download, chunk or batch."""
-
 TIMEOUT_MARGIN = 300.0
-"""Seconds that a collective waits beyond that, so that the watchdog, which says more, is the first to end a rank."""
+"""Seconds that a collective waits beyond the watchdog, which says more and so shall be the first to end a rank."""
 
 NO_TIMEOUT = 10 * 365 * 24 * 3600.0
 """Seconds that stand for waiting for ever."""

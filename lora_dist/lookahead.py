@@ -22,11 +22,8 @@ from lora_dist.batches import (
 )
 from lora_dist.config import ModelSettings, Settings, TrainSettings, UserError
 from lora_dist.e2e import load_split
-from lora_dist.model import load_config, load_tokenizer
+from lora_dist.model import PUBLISHED, load_config, load_tokenizer
 from lora_dist.token_cache import tokenize_cached
-
-PUBLISHED: dict[str, dict[str, int]] = {"gpt2": {}, "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
-"""Shapes of the published models, for a machine that does not reach the hub."""
 
 E2E_EXAMPLES, E2E_TOKENS, E2E_LONGEST_PROMPT = 42_061, 2_728_710, 51
 """The published training set, its and the dev set's tokens by GPT-2's tokenizer, and the most in an MR."""

@@ -10,6 +10,10 @@ from types import TracebackType
 EXIT_CODE = 70
 """Exit code of a process that hung: EX_SOFTWARE of sysexits.h."""
 
+HANG_TIMEOUT = 1800.0
+"""Seconds without progress after which a process ends, if nothing else is said: above the slowest download, chunk or
+batch."""
+
 TICK = 1.0
 """Seconds between two looks."""
 

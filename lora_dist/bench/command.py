@@ -10,7 +10,8 @@ from typing import Literal
 import tyro
 
 from lora_dist.bench import Row, table
-from lora_dist.config import PRESETS, DataSettings, DecodeSettings, ModelSettings, Precision, Settings, UserError
+from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings, UserError
+from lora_dist.parsing import parse_with_preset
 from lora_dist.run_dir import save_text
 
 Measured = tuple[list[Row], Path | None]
@@ -113,15 +114,9 @@ def _score(argv: Sequence[str]) -> Measured:
 
 
 def _train(argv: Sequence[str]) -> Measured:
-    if not argv or argv[0] not in PRESETS:
-        raise UserError(
-            f"bench train needs a preset: lora-dist bench train {' or lora-dist bench train '.join(PRESETS)}"
-        )
+    job = parse_with_preset(TrainJob, "bench train", TrainJob.__doc__, argv)
     from lora_dist.bench.train import bench_train
 
-    preset = PRESETS[argv[0]]
-    default = TrainJob(lora=preset.lora, train=preset.train)
-    job = tyro.cli(TrainJob, prog=f"lora-dist bench train {argv[0]}", args=argv[1:], default=default)
     return bench_train(job.sections(), job.shape, job.updates, job.threads), job.json
 
 

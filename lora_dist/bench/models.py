@@ -6,10 +6,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_dist.config import ModelSettings
-from lora_dist.model import load_base, load_tokenizer
+from lora_dist.model import PUBLISHED, load_base, load_tokenizer
 
-SHAPES = {"small": (12, 12, 768), "medium": (24, 16, 1024)}
-"""Layers, heads and width of the published GPT-2s."""
+SHAPES = {"small": "gpt2", "medium": "gpt2-medium"}
+"""Whose published shape it is."""
 
 
 def save_model(model: ModelSettings, shape: str | None, folder: Path) -> GPT2LMHeadModel:
@@ -28,6 +28,5 @@ def save_model(model: ModelSettings, shape: str | None, folder: Path) -> GPT2LMH
 
 
 def _random_gpt2(shape: str, words: int) -> GPT2LMHeadModel:
-    layers, heads, width = SHAPES[shape]
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=words, n_layer=layers, n_head=heads, n_embd=width))
+    return GPT2LMHeadModel(GPT2Config(vocab_size=words, **PUBLISHED[SHAPES[shape]]))
