@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent, indent
 
 import psutil
 import pytest
@@ -62,6 +63,13 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes that the launcher has started, rank 0 first."""
     children = psutil.Process(process.pid).children(recursive=True)
     return sorted((c for c in children if "LOCAL_RANK" in c.environ()), key=lambda c: int(c.environ()["LOCAL_RANK"]))
+
+
+def before_all_else(folder: Path, code: str, rank: int | None = None) -> dict[str, str]:
+    """Environment in which launched processes, or that of one `rank`, run `code` first; it comes to lie in `folder`."""
+    those = "'LOCAL_RANK' in os.environ" if rank is None else f"os.environ.get('LOCAL_RANK') == '{rank}'"
+    (folder / "sitecustomize.py").write_text(f"import os\nif {those}:\n{indent(dedent(code), '    ')}")
+    return {"PYTHONPATH": f"{folder}:{ROOT}"}
 
 
 def launcher(config: str, processes: int | None = None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import TIMEOUT, adapter, attempt, begin, launcher, lora_dist, metrics, recipe, workers
+from launching import TIMEOUT, adapter, attempt, before_all_else, begin, launcher, lora_dist, metrics, recipe, workers
 
 from lora_dist import decode, train
 from lora_dist.beam import beam_search
@@ -222,19 +222,18 @@ def test_a_signal_to_the_launcher_or_to_one_rank_ends_all_with_one_checkpoint(
 
 def sabotage(folder: Path, line: str) -> dict[str, str]:
     """Environment of a launch in which rank 1 does `line` as it takes its share of the fourth update."""
-    (folder / "sitecustomize.py").write_text(
-        "import os, time\n"
-        "if os.environ.get('LOCAL_RANK') == '1':\n"
-        "    import lora_dist.batches as batches\n"
-        "    share, calls = batches.rank_share, []\n"
-        "    def sabotaged(*arguments):\n"
-        "        calls.append(1)\n"
-        "        if len(calls) == 4:\n"
-        f"            {line}\n"
-        "        return share(*arguments)\n"
-        "    batches.rank_share = sabotaged\n"
-    )
-    return {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
+    code = f"""
+        import time
+        import lora_dist.batches as batches
+        share, calls = batches.rank_share, []
+        def sabotaged(*arguments):
+            calls.append(1)
+            if len(calls) == 4:
+                {line}
+            return share(*arguments)
+        batches.rank_share = sabotaged
+    """
+    return before_all_else(folder, code, rank=1)
 
 
 def test_a_hanging_rank_ends_all_and_each_says_where_it_was(long_training: list[object], tmp_path: Path) -> None:

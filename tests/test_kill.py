@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import TIMEOUT, attempt, begin, launcher, lora_dist, recipe, workers
+from launching import TIMEOUT, attempt, before_all_else, begin, launcher, lora_dist, recipe, workers
 
 BEAMS = ("--decode.num-beams", 10, "--decode.batch-tokens", 1, "--decode.max-new-tokens", 48)
 LAST_WORDS = 60  # seconds in which a launcher has to end once one of its processes was killed
@@ -96,18 +96,15 @@ def test_twenty_kills_at_random_moments(
 
 
 def test_an_exception_on_one_rank_ends_all_with_its_words(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os\n"
-        "if os.environ.get('LOCAL_RANK') == '1':\n"
-        "    import lora_dist.batches\n"
-        "    def broken(*_): raise MemoryError('rank 1 has no memory left')\n"
-        "    lora_dist.batches.rank_share = broken\n"
-    )
+    code = """
+        import lora_dist.batches
+        def broken(*_): raise MemoryError('rank 1 has no memory left')
+        lora_dist.batches.rank_share = broken
+    """
+    variables = before_all_else(tmp_path, code, rank=1)
     start = time.monotonic()
     out = tmp_path / "run"
-    failed = attempt(
-        *command(tiny_gpt2, corpus, out), launcher=launcher("ddp.yaml"), PYTHONPATH=f"{tmp_path}:{Path.cwd()}"
-    )
+    failed = attempt(*command(tiny_gpt2, corpus, out), launcher=launcher("ddp.yaml"), **variables)
     assert failed.returncode != 0
     assert "rank 1 has no memory left" in failed.stderr
     assert time.monotonic() - start < LAST_WORDS

@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from launching import ROOT, assert_same_training, attempt, launcher, lora_dist, recipe
+from launching import assert_same_training, attempt, before_all_else, launcher, lora_dist, recipe
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,9 @@ def with_own(end: str) -> tuple[str, ...]:
 
 
 def test_ranks_that_do_not_share_the_run_directory_are_refused(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os\n"
-        "if 'LOCAL_RANK' in os.environ:\n"
-        "    import lora_dist.machines\n"
-        "    lora_dist.machines.FILE_PATIENCE = 1.0\n"
-    )
-    command, path = ["train", *recipe(tiny_gpt2, corpus)], f"{tmp_path}:{ROOT}"
-    result = attempt(*command, launcher=with_own(f"--out {tmp_path}/$RANK"), PYTHONPATH=path)
+    variables = before_all_else(tmp_path, "import lora_dist.machines; lora_dist.machines.FILE_PATIENCE = 1.0")
+    command = ["train", *recipe(tiny_gpt2, corpus)]
+    result = attempt(*command, launcher=with_own(f"--out {tmp_path}/$RANK"), **variables)
     assert result.returncode != 0
     here = socket.gethostname()
     assert f"lora-dist: --out {tmp_path / '0'} of {here} is not the same folder on {here}: " in result.stderr

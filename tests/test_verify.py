@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launching import before_all_else
 from safetensors.torch import load_file, save_file
 
 from lora_dist.cli import main
@@ -102,14 +102,13 @@ def test_a_rank_that_leaves_out_an_example_turns_the_table_red(
     command = ["verify", "--model", str(tiny_gpt2)]
     assert main(command) == 0
     assert "1 of 1 are the same" in capsys.readouterr().out
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os\n"
-        "if os.environ.get('LOCAL_RANK') == '1':\n"
-        "    import lora_dist.batches as batches\n"
-        "    share = batches.rank_share\n"
-        "    batches.rank_share = lambda *a: [part[:2] for part in share(*a)]\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    code = """
+        import lora_dist.batches as batches
+        share = batches.rank_share
+        batches.rank_share = lambda *a: [part[:2] for part in share(*a)]
+    """
+    for name, value in before_all_else(tmp_path, code, rank=1).items():
+        monkeypatch.setenv(name, value)
     assert main(command) == 1
     said = capsys.readouterr().out
     assert "DIFFERS" in said
