@@ -115,6 +115,12 @@ def test_a_rank_that_leaves_out_an_example_turns_the_table_red(
     assert "0 of 1 are the same" in said
 
 
+def test_a_model_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--model", str(tmp_path / "typo")]) == 2
+    said = capsys.readouterr().err
+    assert f"one process alone cannot train here, see lora-dist doctor: --model.name {tmp_path / 'typo'} cannot" in said
+
+
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.timeout(3600)
