@@ -179,9 +179,13 @@ def _decode_share(
     total = sum(map(len, todo))
     bar = tqdm(total=total, desc="decode", unit="sentence", disable=not world.is_main, dynamic_ncols=True)
     with bar, heed_signals() as request, run.ledger(world.rank).open("a", encoding="utf-8") as ledger:
-        while (number := started.add(1) - 1) < len(todo):
+
+        def end_if_asked() -> None:
             if request.signal is not None:  # no word of the others is needed: each has its own ledger
                 raise Interrupted(f"{request.signal} ended the decoding; the same command goes on with what is left")
+
+        while (number := started.add(1) - 1) < len(todo):
+            end_if_asked()
             world.watchdog.note(f"chunk {number + 1} of {len(todo)}")
             chunk = todo[number]
             searched = beam_search(model, [prompts[i] for i in chunk], settings, tokenizer.eos_token_id)
@@ -193,6 +197,7 @@ def _decode_share(
             bar.update(finished.add(len(chunk)) - bar.n)
 
         def watch_the_others() -> None:
+            end_if_asked()
             if world.is_main and (more := finished.add(0) - bar.n) > 0:
                 world.watchdog.note("waiting for the other ranks' last chunks")
                 bar.update(more)
