@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from lora_dist.gpt2 import run_body
+from lora_dist.packed import PackedLinear, can_pack, pack_layers
 
 PRUNE_EVERY = 8
 """Steps after which entries that no beam looks at any more are taken out."""
@@ -21,6 +22,10 @@ PRUNE_EVERY = 8
 
 def prepare(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     """Lay out `model`, in place, as decoding is fastest; it computes what it did."""
+    if can_pack(model.device, model.dtype):
+        pack_layers(model.requires_grad_(False), differentiable=False)
+        model.lm_head = PackedLinear(model.lm_head.weight, None, differentiable=False)
+        return model.eval()
     # The product with few rows reads the weight along the vocabulary.
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.t().contiguous().t(), requires_grad=False)
     return model.eval()
@@ -123,5 +128,8 @@ class Decoder:
 
         hidden = run_body(self._model.transformer, tokens.flatten(), positions.flatten(), attend, wanted)
         self._filled = stop
+        head = self._model.lm_head
+        if isinstance(head, PackedLinear):
+            return head.forward(hidden)
         # A fresh buffer of this size would be asked of the system, page by page, at every step.
-        return torch.mm(hidden, self._model.lm_head.weight.t(), out=self._buffer[: len(hidden)])
+        return torch.mm(hidden, head.weight.t(), out=self._buffer[: len(hidden)])

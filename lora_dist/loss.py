@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from transformers import GPT2LMHeadModel
 
 from lora_dist.gpt2 import causal_attention, run_body, select, spread, visible_to_sharers
+from lora_dist.packed import pack, pack_layers, product
 
 MAX_LOGITS = 2**26
 """Logits held at a time (256 MiB in fp32): longer batches go in chunks."""
@@ -23,12 +24,23 @@ CACHED_LOGITS = 2**18
 class ReferenceLoss(nn.Module):
     """GPT-2 with a head that returns the loss on the labelled positions."""
 
-    def __init__(self, gpt2: GPT2LMHeadModel, label_smoothing: float, recompute: bool = False) -> None:
-        """Take a GPT-2 with its adapter; `recompute` see `gpt2.run_body`."""
+    def __init__(
+        self, gpt2: GPT2LMHeadModel, label_smoothing: float, recompute: bool = False, packed: bool = False
+    ) -> None:
+        """Take a GPT-2 with its adapter, and its weights if they are to be packed.
+
+        Args:
+            gpt2: is changed if `packed`: it then serves this loss alone.
+            label_smoothing: e of `_CrossEntropy`.
+            recompute: see `gpt2.run_body`.
+            packed: hold the frozen weights as `packed.py` does.
+        """
         super().__init__()
         self.recompute = recompute
+        if packed:
+            pack_layers(gpt2, differentiable=True)
         self.body = gpt2.transformer
-        self.head = LossHead(gpt2.lm_head.weight, label_smoothing)
+        self.head = LossHead(gpt2.lm_head.weight, label_smoothing, packed)
 
     def forward(
         self,
@@ -67,12 +79,16 @@ class LossHead(nn.Module):
 
     mean_row: Tensor
 
-    def __init__(self, weight: nn.Parameter, label_smoothing: float) -> None:
-        """Take the output projection `weight` (vocabulary, width), which may be tied to the embedding."""
+    def __init__(self, weight: nn.Parameter, label_smoothing: float, packed: bool = False) -> None:
+        """Take the output projection `weight` (vocabulary, width), which may be tied to the embedding.
+
+        It is `packed` for the product with its wide side alone, to which packing gives most; that is one copy more.
+        """
         super().__init__()
         assert not weight.requires_grad, "the gradient of the output projection is not computed"
         self.weight = weight
         self.label_smoothing = label_smoothing
+        self._transposed = pack(weight.t()) if packed else None
         self.register_buffer("mean_row", weight.detach().float().mean(0), persistent=False)
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -80,7 +96,7 @@ class LossHead(nn.Module):
 
         Hidden (wanted, width) may have more rows than there are labels; those come last and count for nothing.
         """
-        inputs = (hidden, self.weight, self.mean_row, labels, self.label_smoothing)
+        inputs = (hidden, self.weight, self._transposed, self.mean_row, labels, self.label_smoothing)
         sums: Tensor = _CrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
         return sums
 
@@ -94,7 +110,13 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, mean_row: Tensor, labels: Tensor, label_smoothing: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        transposed: Tensor | None,
+        mean_row: Tensor,
+        labels: Tensor,
+        label_smoothing: float,
     ) -> Tensor:
         sums = hidden.new_zeros(2, dtype=torch.float32)
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
@@ -109,7 +131,8 @@ class _CrossEntropy(torch.autograd.Function):
             uniform = normaliser.sum() - (hidden[start : start + len(target)].float() @ mean_row).sum()
             sums += torch.stack([(1 - label_smoothing) * plain + label_smoothing * uniform, plain])
             if gradient is not None:
-                pulled = (logits @ weight)[: len(target)].float() / total
+                pulled = logits @ weight if transposed is None else product(logits, transposed)
+                pulled = pulled[: len(target)].float() / total
                 pulled -= (1 - label_smoothing) * weight[target].float() + label_smoothing * mean_row
                 gradient[start : start + len(target)] = pulled
         ctx.save_for_backward(gradient)
@@ -117,9 +140,9 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_sums[0].to(gradient.dtype), None, None, None, None
+        return gradient * grad_sums[0].to(gradient.dtype), None, None, None, None, None
 
 
 def _exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,10 @@ class Job:
     """Frozen numbers, the reference token's row among them."""
     trained: int
     """Trained numbers."""
+    layers: int
+    """Numbers of the layers' matrices, part of `frozen`."""
+    projection: int
+    """Numbers of the output projection, which is the embedding."""
     new_embedding: int
     """Numbers of the embedding if it is copied to add the reference token's row, or 0."""
     vocabulary: int
@@ -74,7 +78,8 @@ class Memory:
     """Bytes of one process at its peak, part by part."""
 
     weights: int
-    """Frozen weights; under ZeRO-3 this process' part and the whole that it gathers for the forward pass."""
+    """Frozen weights; on a CPU in bf16 each matrix twice, packed for both directions (see `packed.py`); under ZeRO-3
+    this process' part and the whole that it gathers for the forward pass."""
     gathering: int
     """ZeRO-3: the buffers through which it gathers, as far as they exceed what activations need later on."""
     adapter: int
@@ -114,8 +119,11 @@ def memory(strategy: Strategy, job: Job) -> Memory:
     copies = 0 if on_host else 2 if strategy == "zero3_offload" else 1
     gathered = whole if sharded else 0
     temporary = job.activations + job.logits
+    packs = on_cpu and job.precision == "bf16" and not sharded
+    layers = job.layers * BYTES["bf16"] if packs else 0
+    copies_for_backward = layers + job.projection * BYTES["bf16"] if packs else 0
     tensors = {
-        "weights": whole + (0 if on_host else -(-gathered // job.processes)),
+        "weights": whole + copies_for_backward + (0 if on_host else -(-gathered // job.processes)),
         "gathering": gathered if on_cpu else max(0, gathered - temporary),
         "adapter": adapter + copies * part,
         "gradients": adapter * (2 if strategy in ("ddp", "zero1") else 1) + part * (2 if strategy == "zero2" else 1),
@@ -127,11 +135,15 @@ def memory(strategy: Strategy, job: Job) -> Memory:
         return Memory(**tensors, process=0, unused=0, loading=0)
     start = LIBRARIES + job.vocabulary * TOKENIZER_BYTES_A_WORD
     process = start + job.corpus_tokens * CORPUS_BYTES_A_TOKEN + KERNELS[job.precision]
-    unused = int(HOLES * (temporary + 2 * gathered)) + int(COPIES * whole if sharded or strategy == "ddp" else 0)
+    unused = int(HOLES * (temporary + 2 * gathered)) + int(
+        COPIES * (whole - layers) if sharded or strategy == "ddp" else 0
+    )
     mapped = job.precision == job.file_precision  # then the weights are pages of the file, but for a new embedding
-    if mapped and not sharded:
+    if mapped and not sharded and not packs:
         unused += job.new_embedding * BYTES[job.file_precision]
     converting = start + whole + (0 if mapped else job.frozen * BYTES[job.file_precision])
+    if packs:  # the layers twice beside what was loaded, and then a copy of the rest
+        converting = max(converting, start + 2 * whole + layers)
     loading = max(0, converting - sum(tensors.values()) - process - unused)
     return Memory(**tensors, process=process, unused=unused, loading=loading)
 

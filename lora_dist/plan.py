@@ -105,6 +105,8 @@ def make_plan(
         file_precision="bf16" if config.dtype == torch.bfloat16 else "fp32",
         frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad) + new_row * config.n_embd,
         trained=trainable_count(model),
+        layers=sum(p.numel() for p in model.transformer.h.parameters() if p.dim() == 2 and not p.requires_grad),
+        projection=(words + new_row) * config.n_embd,
         new_embedding=new_row * (words + 1) * config.n_embd,
         vocabulary=words,
         corpus_tokens=corpus.tokens,

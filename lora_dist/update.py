@@ -30,6 +30,7 @@ from lora_dist.checkpoint import Checkpoint
 from lora_dist.config import TrainSettings
 from lora_dist.distributed import World, sum_over_ranks
 from lora_dist.loss import ReferenceLoss
+from lora_dist.packed import can_pack
 from lora_dist.replica import Replica
 from lora_dist.training_log import Update
 
@@ -46,7 +47,9 @@ def replicate(
     parameters = lora.parameters(gpt2)
     fused = world.device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=recipe.weight_decay, fused=fused)
-    module = ReferenceLoss(gpt2, recipe.label_smoothing, recipe.gradient_checkpointing)
+    # ZeRO-3 holds the weights in parts.
+    packed = can_pack(world.device, gpt2.dtype) and world.strategy != "zero3"
+    module = ReferenceLoss(gpt2, recipe.label_smoothing, recipe.gradient_checkpointing, packed)
     micro_batch_size = recipe.micro_batch_size(world.size)
     replica = Replica(world, module, parameters, optimizer, micro_batch_size, recipe.max_grad_norm)
     if saved is not None:
@@ -70,7 +73,7 @@ def make_update(
     if share:
         micro_batches = shared_rank_share(ids, examples.mrs, world.rank, world.size, recipe.accumulation_steps)
     else:
-        micro_batches = rank_share(ids, examples.lengths, world.rank, world.size, recipe.accumulation_steps)
+        micro_batches = rank_share(ids, examples.work, world.rank, world.size, recipe.accumulation_steps)
     labels = int(examples.label_counts[ids].sum())
     # Dropout is seeded anew for each update, so that a resumed run needs no saved random state.
     seeds = np.random.SeedSequence([recipe.seed, update, world.rank])

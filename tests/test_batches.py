@@ -1,6 +1,6 @@
 import math
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import Any
 
 import numpy as np
@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from lora_dist.batches import (
-    LENGTH_STEP,
     REFERENCE_TOKEN,
     SHAPE_STEP,
     Batch,
     Indices,
     TokenizedExamples,
     collate,
+    deal,
     dev_batches,
     encode_prompts,
     epoch_order,
@@ -140,7 +140,7 @@ def test_a_batch_is_filled_up_to_few_shapes_without_touching_an_example(
     real = int(examples.lengths[indices].sum()) - len(indices)
     assert len(batch.tokens) == len(batch.positions) == len(batch.slots) == math.ceil(real / SHAPE_STEP) * SHAPE_STEP
     assert (batch.tokens[real:] == 9).all()
-    assert batch.length % LENGTH_STEP == 0
+    assert batch.length % SHAPE_STEP == 0
     assert batch.slots.max() < batch.rows * batch.length
     for slots in (batch.slots, batch.wanted):
         assert len(set(slots.tolist())) == len(slots)
@@ -209,10 +209,21 @@ def test_ranks_share_a_batch_without_gap_or_overlap_and_never_above_the_fair_sha
 
 
 def test_ranks_get_equal_work() -> None:
-    lengths = np.array([90, 10, 50, 80, 20, 40, 70, 30])
-    first, second = (np.concatenate(rank_share(arange(8), lengths, rank, 2, 2)) for rank in range(2))
-    assert lengths[first].tolist() == [90, 50, 40, 10]
-    assert lengths[second].tolist() == [80, 70, 30, 20]
+    work = np.array([90, 20, 50, 80, 20, 40, 70, 30])
+    first, second = (np.concatenate(rank_share(arange(8), work, rank, 2, 2)) for rank in range(2))
+    assert work[first].sum() == work[second].sum()
+    assert work[first].tolist() == sorted(work[first], reverse=True)  # micro-batches of like length
+
+
+def test_exchanges_bring_two_ranks_close_to_the_best_of_all_ways_to_divide() -> None:
+    work = np.sort(np.random.default_rng(0).integers(60, 240, (300, 8)))[:, ::-1]
+    ranks = deal(work, 2)
+    heavier = np.maximum(*((work * (ranks == rank)).sum(1) for rank in range(2)))
+    halves = [list(half) for half in combinations(range(8), 4)]
+    best = np.min([np.maximum(part := work[:, half].sum(1), work.sum(1) - part) for half in halves], axis=0)
+    assert (ranks.sum(1) == 4).all()
+    assert (heavier >= best).all()
+    assert heavier.mean() < 1.005 * best.mean()
 
 
 @pytest.mark.parametrize("refs_per_mr", [1, 2, 4, 100])

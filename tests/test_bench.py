@@ -124,7 +124,6 @@ def test_necessary_work_is_that_of_the_products_torch_counts(
     gpt2: GPT2LMHeadModel, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "SHAPE_STEP", 1)
-    monkeypatch.setattr(batches, "LENGTH_STEP", 1)
     mrs = ["name[Larkspur], food[Greek]", "name[Larkspur], food[Greek]", "name[Aster]"]
     examples = batches.tokenize(tokenizer, [Example(mr, text) for mr, text in zip(mrs, "abc", strict=True)], 512)
     inject(gpt2, LoraSettings(rank=3, targets=("mlp.c_proj", "c_attn")), seed=1)

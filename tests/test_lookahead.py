@@ -32,7 +32,7 @@ def test_the_largest_micro_batch_is_the_largest_of_all(recipe: TrainSettings, pr
         order = epoch_order(len(train), recipe.seed, update // per_epoch)
         ids = global_batch(order, update % per_epoch, recipe.global_batch_size)
         for rank in range(processes):
-            for share in rank_share(ids, lengths, rank, processes, recipe.accumulation_steps):
+            for share in rank_share(ids, train.work, rank, processes, recipe.accumulation_steps):
                 batch = collate(train, share, pad_id=0)
                 counts = len(batch.tokens), batch.rows, batch.length, len(batch.wanted), len(batch.labels)
                 met.append(BatchShape(*counts))

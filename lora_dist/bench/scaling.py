@@ -22,7 +22,7 @@ from lora_dist.launcher import MIXED_PRECISION, launch_command
 from lora_dist.run_dir import read_json, write_json
 
 ROUNDS = 2
-WARM_UP = 40
+WARM_UP = 100
 """Updates before those that are timed: until then the products of some shapes are prepared, by two processes each."""
 PROFILED = 5
 """Updates after those, in which the time in collectives is taken; the profiler slows them down."""
