@@ -97,3 +97,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes: its largest value
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes
+
+
+def give_back_freed_memory() -> None:
+    """Hand back to the system, once, what `keep_freed_memory` has kept; glibc's C library can."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

@@ -82,13 +82,13 @@ class LossHead(nn.Module):
     def __init__(self, weight: nn.Parameter, label_smoothing: float, packed: bool = False) -> None:
         """Take the output projection `weight` (vocabulary, width), which may be tied to the embedding.
 
-        It is `packed` for the product with its wide side alone, to which packing gives most; that is one copy more.
+        With `packed`, products are made with copies of it, as an embedding has to stay as it is.
         """
         super().__init__()
         assert not weight.requires_grad, "the gradient of the output projection is not computed"
         self.weight = weight
         self.label_smoothing = label_smoothing
-        self._transposed = pack(weight.t()) if packed else None
+        self._packed = (pack(weight), pack(weight.t())) if packed else None
         self.register_buffer("mean_row", weight.detach().float().mean(0), persistent=False)
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class LossHead(nn.Module):
 
         Hidden (wanted, width) may have more rows than there are labels; those come last and count for nothing.
         """
-        inputs = (hidden, self.weight, self._transposed, self.mean_row, labels, self.label_smoothing)
+        inputs = (hidden, self.weight, self._packed, self.mean_row, labels, self.label_smoothing)
         sums: Tensor = _CrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
         return sums
 
@@ -113,7 +113,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        transposed: Tensor | None,
+        packed: tuple[Tensor, Tensor] | None,
         mean_row: Tensor,
         labels: Tensor,
         label_smoothing: float,
@@ -123,7 +123,8 @@ class _CrossEntropy(torch.autograd.Function):
         step = max(1, MAX_LOGITS // weight.shape[0])
         for start in range(0, len(labels), step):
             target = labels[start : start + step]
-            logits = hidden[start : start + step] @ weight.t()
+            rows = hidden[start : start + step]
+            logits = rows @ weight.t() if packed is None else product(rows, packed[0])
             wanted = logits[: len(target)].gather(-1, target[:, None]).float()
             largest, total = _exponentiate(logits[: len(target)])
             normaliser = largest + total.log()
@@ -131,7 +132,7 @@ class _CrossEntropy(torch.autograd.Function):
             uniform = normaliser.sum() - (hidden[start : start + len(target)].float() @ mean_row).sum()
             sums += torch.stack([(1 - label_smoothing) * plain + label_smoothing * uniform, plain])
             if gradient is not None:
-                pulled = logits @ weight if transposed is None else product(logits, transposed)
+                pulled = logits @ weight if packed is None else product(logits, packed[1])
                 pulled = pulled[: len(target)].float() / total
                 pulled -= (1 - label_smoothing) * weight[target].float() + label_smoothing * mean_row
                 gradient[start : start + len(target)] = pulled

@@ -78,7 +78,7 @@ class Memory:
     """Bytes of one process at its peak, part by part."""
 
     weights: int
-    """Frozen weights; on a CPU in bf16 each matrix twice, packed for both directions (see `packed.py`); under ZeRO-3
+    """Frozen weights; on a CPU in bf16 each matrix packed for both directions (see `packed.py`); under ZeRO-3
     this process' part and the whole that it gathers for the forward pass."""
     gathering: int
     """ZeRO-3: the buffers through which it gathers, as far as they exceed what activations need later on."""
@@ -116,16 +116,16 @@ def memory(strategy: Strategy, job: Job) -> Memory:
     on_host = strategy == "zero3_offload" and not on_cpu  # then this process' parts are not on the device
     whole, adapter = job.frozen * BYTES[job.precision], job.trained * 4
     part = -(-job.trained // job.processes) * 4 if strategy.startswith("zero") else 0
-    copies = 0 if on_host else 2 if strategy == "zero3_offload" else 1
+    parts = 0 if on_host else 2 if strategy == "zero3_offload" else 1
     gathered = whole if sharded else 0
     temporary = job.activations + job.logits
     packs = on_cpu and job.precision == "bf16" and not sharded
     layers = job.layers * BYTES["bf16"] if packs else 0
-    copies_for_backward = layers + job.projection * BYTES["bf16"] if packs else 0
+    copies = layers + 2 * job.projection * BYTES["bf16"] if packs else 0
     tensors = {
-        "weights": whole + copies_for_backward + (0 if on_host else -(-gathered // job.processes)),
+        "weights": whole + copies + (0 if on_host else -(-gathered // job.processes)),
         "gathering": gathered if on_cpu else max(0, gathered - temporary),
-        "adapter": adapter + copies * part,
+        "adapter": adapter + parts * part,
         "gradients": adapter * (2 if strategy in ("ddp", "zero1") else 1) + part * (2 if strategy == "zero2" else 1),
         "moments": 0 if on_host else 2 * (part or adapter),
         "activations": job.activations,

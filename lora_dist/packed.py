@@ -13,6 +13,8 @@ from torch.autograd.function import once_differentiable
 from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
+from lora_dist.device import give_back_freed_memory
+
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether weights of `dtype` on `device` can be packed."""
@@ -64,11 +66,13 @@ class _Product(torch.autograd.Function):
 
 
 def pack_layers(model: GPT2LMHeadModel, *, differentiable: bool) -> None:
-    """Pack all `Conv1D` of `model` in place, adapters around them or not, and let go of the file they came from."""
-    found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
-    for parent, name, child in found:
-        if isinstance(child, Conv1D):
-            setattr(parent, name, PackedLinear(child.weight.t(), child.bias, differentiable))
+    """Pack all `Conv1D` of `model` in place, adapters around them or not, and give their memory back."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Conv1D):
+                setattr(parent, name, PackedLinear(child.weight.t(), child.bias, differentiable))
+    del child  # the last of them
     for parameter in model.parameters():
         # Loaded tensors are pages of a file, of which one that is held holds them all in memory.
         parameter.data = parameter.data.clone()
+    give_back_freed_memory()
