@@ -24,8 +24,8 @@ REFERENCE_TOKEN = "<|ref|>"
 
 SHAPE_STEP = 16
 """Tokens and labels of a forward pass, and the length of the rows that attention works on, are filled up to a multiple
-of this. On a CPU each shape of a product has code of its own made for it, which takes some milliseconds once and 0.7 MiB
-for good: a training of GPT-2 Small held 1,416 MiB with 32, 1,522 with 16, 1,671 with 8."""
+of this. On a CPU each shape of a product has code of its own made for it, which takes some milliseconds and 0.7 MiB
+for good: a training of GPT-2 Small in bf16 held 1,416 MiB with 32, 1,522 with 16, 1,671 with 8."""
 
 EXCHANGES = 2
 """Exchanges of examples between ranks that make their work more equal: with 8 examples on two ranks the one with more
