@@ -61,8 +61,6 @@ class Job:
     """Numbers of the layers' matrices, part of `frozen`."""
     projection: int
     """Numbers of the output projection, which is the embedding."""
-    new_embedding: int
-    """Numbers of the embedding if it is copied to add the reference token's row, or 0."""
     vocabulary: int
     """Words of the tokenizer."""
     corpus_tokens: int
@@ -78,7 +76,7 @@ class Memory:
     """Bytes of one process at its peak, part by part."""
 
     weights: int
-    """Frozen weights; on a CPU in bf16 each matrix packed for both directions (see `packed.py`); under ZeRO-3
+    """Frozen weights; on a CPU each matrix packed for both directions (see `packed.py`); under ZeRO-3
     this process' part and the whole that it gathers for the forward pass."""
     gathering: int
     """ZeRO-3: the buffers through which it gathers, as far as they exceed what activations need later on."""
@@ -119,9 +117,9 @@ def memory(strategy: Strategy, job: Job) -> Memory:
     parts = 0 if on_host else 2 if strategy == "zero3_offload" else 1
     gathered = whole if sharded else 0
     temporary = job.activations + job.logits
-    packs = on_cpu and job.precision == "bf16" and not sharded
-    layers = job.layers * BYTES["bf16"] if packs else 0
-    copies = layers + 2 * job.projection * BYTES["bf16"] if packs else 0
+    packs = on_cpu and not sharded
+    layers = job.layers * BYTES[job.precision] if packs else 0
+    copies = layers + 2 * job.projection * BYTES[job.precision] if packs else 0
     tensors = {
         "weights": whole + copies + (0 if on_host else -(-gathered // job.processes)),
         "gathering": gathered if on_cpu else max(0, gathered - temporary),
@@ -138,9 +136,7 @@ def memory(strategy: Strategy, job: Job) -> Memory:
     unused = int(HOLES * (temporary + 2 * gathered)) + int(
         COPIES * (whole - layers) if sharded or strategy == "ddp" else 0
     )
-    mapped = job.precision == job.file_precision  # then the weights are pages of the file, but for a new embedding
-    if mapped and not sharded and not packs:
-        unused += job.new_embedding * BYTES[job.file_precision]
+    mapped = job.precision == job.file_precision  # then the weights are pages of the file at first
     converting = start + whole + (0 if mapped else job.frozen * BYTES[job.file_precision])
     if packs:  # the layers twice beside what was loaded, and then a copy of the rest
         converting = max(converting, start + 2 * whole + layers)

@@ -1,8 +1,8 @@
-"""Frozen bf16 weights as oneDNN multiplies with them, for products on a CPU.
+"""Frozen weights as oneDNN multiplies with them, for products on a CPU.
 
-oneDNN computes with a blocked copy of a weight, and makes it anew in each product that is given a plain matrix: a
-tenth of a product with 464 rows, a third of one with 32, and the same for one row as for a thousand. A frozen weight
-needs it only once. The operators are those that torch's own compiler uses; MKL's products in fp32 gain nothing.
+oneDNN computes with a blocked copy of a weight, and makes it anew in each product that is given a plain matrix: in bf16
+a tenth of a product with 464 rows, a third of one with 32. A frozen weight needs it only once. Products in fp32 go to
+MKL otherwise, which on AMD's processors takes more than twice as long. The operators are those of torch's own compiler.
 """
 
 from typing import Any
@@ -18,7 +18,9 @@ from lora_dist.device import give_back_freed_memory
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether weights of `dtype` on `device` can be packed."""
-    return device.type == "cpu" and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type != "cpu" or not torch._C._has_mkldnn:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def pack(weight: Tensor) -> Tensor:

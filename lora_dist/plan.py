@@ -107,7 +107,6 @@ def make_plan(
         trained=trainable_count(model),
         layers=sum(p.numel() for p in model.transformer.h.parameters() if p.dim() == 2 and not p.requires_grad),
         projection=(words + new_row) * config.n_embd,
-        new_embedding=new_row * (words + 1) * config.n_embd,
         vocabulary=words,
         corpus_tokens=corpus.tokens,
         activations=activations,
