@@ -23,6 +23,7 @@ from lora_dist.commands import (
     MergeCommand,
     PlanCommand,
     ReportCommand,
+    ReproduceCommand,
     ScoreCommand,
     TrainCommand,
     VerifyCommand,
@@ -76,21 +77,21 @@ def train(argv: Sequence[str]) -> int:
 
 def decode(argv: Sequence[str]) -> int:
     """Write one sentence for each test MR to RUN/decode: decode RUN."""
+    from lora_dist.copies import copy_to, saved_settings
     from lora_dist.decode import decode as decode_test_set
     from lora_dist.distributed import on_main, world
 
     parsed = tyro.cli(DecodeCommand, prog="lora-dist decode", args=argv)
-    folder = RunDir(parsed.run)
+    folder = RunDir(parsed.out or parsed.run)
     with world(parsed.device, hang_timeout=parsed.hang_timeout) as here:
-        saved = on_main(here, folder.settings)  # another machine may not see it, which decode then says
+        saved = on_main(here, lambda: saved_settings(parsed.run, parsed.out))  # another machine may not see it
         command = parse_again(parsed, saved, "decode", argv)
         settings = replace(saved, model=command.model, data=command.data, decode=command.decode)
+        if command.out is not None:
+            on_main(here, lambda: copy_to(folder, command.run, settings))
         decode_test_set(settings, folder, here)
         if here.is_main:
-            print(
-                f"sentences in {folder.outputs}; next: lora-dist score {folder.references_text} {folder.outputs_text} "
-                f"--save {folder.scores}"
-            )
+            print(f"sentences in {folder.outputs}; next: lora-dist report {folder.root}")
     return 0
 
 
@@ -117,14 +118,23 @@ def score(argv: Sequence[str]) -> int:
 
 
 def report(argv: Sequence[str]) -> int:
-    """The paper's Table 3 with runs beside it: report RUN..."""
-    from lora_dist.report import write_report
-
+    """The paper's tables with runs beside them, plots and sentences: report RUN..."""
     command = tyro.cli(ReportCommand, prog="lora-dist report", args=argv)
     if not command.runs:
-        raise UserError("report needs the folder of at least one scored run: lora-dist report RUN...")
+        raise UserError("report needs the folder of at least one decoded run: lora-dist report RUN...")
     runs = [RunDir(path) for path in command.runs]
+    if command.compare:
+        from lora_dist.report.compare import compare
+
+        print(compare(*runs))
+        return 0
+    from lora_dist.report import write_report
+
     print(write_report(runs, RunDir(command.out or command.runs[0])))
+    if command.push is not None:
+        from lora_dist.model_card import push
+
+        print(push(runs[0], command.push))
     return 0
 
 
@@ -208,6 +218,13 @@ def verify(argv: Sequence[str]) -> int:
     )
 
 
+def reproduce(argv: Sequence[str]) -> int:
+    """Base models x presets x seeds, then the paper's tables: reproduce --out DIR."""
+    from lora_dist.reproduce import reproduce as reproduce_tables
+
+    return reproduce_tables(tyro.cli(ReproduceCommand, prog="lora-dist reproduce", args=argv))
+
+
 def demo(argv: Sequence[str]) -> int:
     """The whole job offline on a synthetic corpus, in about two minutes."""
     from lora_dist.demo import run_demo
@@ -216,9 +233,8 @@ def demo(argv: Sequence[str]) -> int:
     return run_demo(command.out, command.seed)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    f.__name__: f for f in (run, train, decode, score, report, generate, merge, plan, bench, verify, doctor, demo)
-}
+_ALL = (run, train, decode, score, report, generate, merge, plan, bench, verify, reproduce, doctor, demo)
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {function.__name__: function for function in _ALL}
 
 
 @contextmanager

@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings, UserError
+from lora_dist.config import (
+    DataSettings,
+    DecodeSettings,
+    ModelSettings,
+    Precision,
+    Settings,
+    TrainSettings,
+    UserError,
+)
+from lora_dist.launcher import Strategy
 from lora_dist.watchdog import HANG_TIMEOUT
 
 
@@ -63,10 +72,12 @@ class DecodeCommand(LaunchedCommand):
     """Write one sentence for each meaning representation of the test set to RUN/decode."""
 
     run: Positional[Path]
-    """Folder of a run with an adapter."""
+    """Folder of a run with an adapter, or with --out of an adapter alone, such as PEFT writes."""
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
+    out: Path | None = None
+    """Folder for a copy of the run that is decoded in its place, to compare decoding settings on one adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +131,63 @@ class ScoreCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCommand:
-    """The paper's Table 3 with these runs beside it, as report.md and report.html."""
+    """The paper's tables with these runs beside them, plots, and a browser over the sentences.
+
+    Runs that differ in nothing but the seed are one line, with their mean and spread. Of runs that share an adapter
+    (see decode --out) the first is that line, and a table of its own compares their decoding.
+    """
 
     runs: Positional[tuple[Path, ...]]
-    """Folders of scored runs."""
+    """Folders of decoded runs; those that have no scores yet are scored."""
     out: Path | None = None
-    """Folder for the two files; the first run's if not given."""
+    """Folder for report.md and report.html; the first run's if not given."""
+    compare: bool = False
+    """Of two runs, print what differs instead: settings, scores with a paired test, and sentences."""
+    push: str | None = None
+    """Also upload the adapter of the one run, with its model card, to this repository of the Hugging Face hub."""
+
+    def __post_init__(self) -> None:
+        if self.compare and len(self.runs) != 2:
+            raise UserError(f"--compare needs two runs, not {len(self.runs)}: lora-dist report --compare A B")
+        if self.push is not None and len(self.runs) != 1:
+            raise UserError(f"--push {self.push} takes the adapter of one run, not of {len(self.runs)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceCommand:
+    """Every base model with both presets and several seeds, then the paper's tables with all of them.
+
+    Each is an ordinary run below --out. Given again, the command leaves alone what is complete and goes on where it
+    was. A run that fails does not stop the others.
+    """
+
+    models: tuple[str, ...] = ("gpt2", "gpt2-medium")
+    """Hub ids or folders of the base models."""
+    presets: tuple[Literal["baseline", "improved"], ...] = ("baseline", "improved")
+    """Which of the paper's configurations."""
+    seeds: tuple[int, ...] = (42, 43, 44)
+    """One run each; the tables show mean and standard deviation over them."""
+    out: Path = Path("runs/reproduce")
+    """Folder of the runs and of the report."""
+    processes: int | None = None
+    """Processes of each run; None is one a GPU, or two on CPU cores."""
+    strategy: Strategy = "ddp"
+    """How they train together."""
+    compare_decoding: bool = False
+    """Also decode each adapter with both scopes of the n-gram ban and with length penalties 0.8 and 0.9."""
+    data: DataSettings = field(default_factory=DataSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("models", "presets", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise UserError(f"--{name} is {' '.join(map(str, values)) or 'empty'}: name each once")
+        if self.train.seed != TrainSettings().seed:
+            raise UserError(f"--train.seed {self.train.seed} is one for all runs: give --seeds, one for each")
+        if self.processes is not None and self.processes < 1:
+            raise UserError(f"--processes is {self.processes}: give at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,12 @@ the files in `accelerate_configs/`, not here.
 
 import dataclasses
 import math
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
+NgramScope = Literal["generated", "all"]
 
 
 class UserError(ValueError):
@@ -27,7 +24,8 @@ def _check(ok: bool, flag: str, value: object, remedy: str) -> None:
         raise UserError(f"{flag} is {value}: {remedy}")
 
 
-def _flag(section: str, name: str) -> str:
+def flag(section: str, name: str) -> str:
+    """A setting by the name that it has on the command line."""
     return f"--{section}.{name.replace('_', '-')}"
 
 
@@ -139,12 +137,12 @@ class TrainSettings:
             "log_steps",
             "checkpoint_steps",
         ):
-            _check(getattr(self, name) >= 1, _flag("train", name), getattr(self, name), "give at least 1")
+            _check(getattr(self, name) >= 1, flag("train", name), getattr(self, name), "give at least 1")
         _check(self.max_steps is None or self.max_steps >= 1, "--train.max-steps", self.max_steps, "give at least 1")
         _check(self.keep_checkpoints >= 1, "--train.keep-checkpoints", self.keep_checkpoints, "keep at least 1")
         for name in ("learning_rate", "weight_decay", "warmup_steps", "seed"):
             value = getattr(self, name)
-            _check(math.isfinite(value) and value >= 0, _flag("train", name), value, "give a number of at least 0")
+            _check(math.isfinite(value) and value >= 0, flag("train", name), value, "give a number of at least 0")
         _check(self.seed < 2**63, "--train.seed", self.seed, "give a number below 2**63")
         _check(0 <= self.label_smoothing < 1, "--train.label-smoothing", self.label_smoothing, "give 0 <= p < 1")
         _check(
@@ -198,7 +196,7 @@ class DecodeSettings:
     """Exponent of the length (generated tokens with end-of-text) that divides a sentence's log-probability."""
     no_repeat_ngram_size: int = 4
     """No n tokens in a row may come twice; 0 turns the ban off."""
-    ngram_scope: Literal["generated", "all"] = "generated"
+    ngram_scope: NgramScope = "generated"
     """Where a repetition counts. generated: in the sentence alone (the LoRA authors' decoder).
     all: in prompt and sentence (transformers' generate, the seed paper's), which forbids copying 4 tokens."""
     early_stopping: Literal["true", "false", "never"] = "true"
@@ -218,7 +216,7 @@ class DecodeSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_beams", "max_new_tokens", "num_return"):
-            _check(getattr(self, name) >= 1, _flag("decode", name), getattr(self, name), "give at least 1")
+            _check(getattr(self, name) >= 1, flag("decode", name), getattr(self, name), "give at least 1")
         _check(
             self.num_return <= self.num_beams,
             "--decode.num-return",
@@ -261,48 +259,3 @@ IMPROVED = Settings(
     lora=LoraSettings(rank=16, alpha=32.0, dropout=0.1, targets=("c_attn", "c_proj", "c_fc"), init="gaussian")
 )
 PRESETS = {"baseline": BASELINE, "improved": IMPROVED}
-
-
-def to_json(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as plain JSON values."""
-    return {
-        f.name: to_json(value)
-        if dataclasses.is_dataclass(value := getattr(settings, f.name))
-        else str(value)
-        if isinstance(value, Path)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-        for f in dataclasses.fields(settings)
-    }
-
-
-def as_options(settings: Settings, *sections: str) -> dict[str, Any]:
-    """Settings by the names that they have on the command line, without the paths, which a machine may have its own."""
-    return {
-        _flag(section, key): value
-        for section in sections
-        for key, value in to_json(getattr(settings, section)).items()
-        if (section, key) not in (("model", "name"), ("data", "dir"))
-    }
-
-
-def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The settings dataclass `cls` from what `to_json` made.
-
-    Raises:
-        UserError: if `values` names a setting that `cls` does not have.
-    """
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise UserError(f"{cls.__name__} has no setting {', '.join(unknown)}: the file was written by another version")
-    return cls(**{name: _from_json_value(hints[name], value) for name, value in values.items()})
-
-
-def _from_json_value(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_json(hint, value)  # type: ignore[arg-type]
-    if value is not None and Path in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)):
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value

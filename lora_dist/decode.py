@@ -6,6 +6,7 @@ chunks they take. Each finished chunk goes to a ledger at once, and a restart sk
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import GPT2LMHeadModel
 
 from lora_dist.batches import encode_prompts
 from lora_dist.beam import Sentence, beam_search
-from lora_dist.config import DecodeSettings, ModelSettings, Settings, UserError, as_options, to_json
+from lora_dist.config import DecodeSettings, ModelSettings, Settings, UserError
 from lora_dist.decoder import prepare
 from lora_dist.device import free_memory
 from lora_dist.distributed import (
@@ -35,6 +36,7 @@ from lora_dist.lora import fold
 from lora_dist.machines import require_agreement, require_shared
 from lora_dist.model import ADAPTER_WEIGHTS, DTYPES, base_fingerprint, load_adapter, load_base, load_tokenizer
 from lora_dist.run_dir import RunDir, versions, write_json, write_jsonl, write_text
+from lora_dist.settings_text import as_options, to_json
 
 Found = list[tuple[str, float]]
 """The sentences of one meaning representation with their scores, best first."""
@@ -69,7 +71,9 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
     require_agreement(world, {**as_options(settings, "decode"), **files, **versions()})
     prompts = encode_prompts(tokenizer, [group.mr for group in groups])
     done = on_main(world, lambda: _open_ledger(run, signature))
+    start = time.perf_counter()
     found = _decode_share(prompts, done, model, tokenizer, settings.decode, run, world)
+    seconds = time.perf_counter() - start
     sentences = gather_by_index(world, found, len(groups))
     if world.is_main:
         rows = [
@@ -80,6 +84,8 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
         write_text(run.outputs_text, format_outputs([row["text"] for row in rows]))
         write_json(run.decode_signature, signature)
         write_jsonl(run.outputs, rows)
+        if new := len(groups) - len(done):
+            write_json(run.decode_timing, {"sentences": new, "seconds": round(seconds, 3), **world.describe()})
     barrier(world)
 
 
@@ -212,7 +218,15 @@ def _open_ledger(run: RunDir, signature: dict[str, Any]) -> dict[int, Found]:
     folder.mkdir(parents=True, exist_ok=True)
     head = folder / "signature.json"
     if not head.is_file() or head.read_text(encoding="utf-8") != json.dumps(signature):
-        for file in (*folder.glob("rank-*.jsonl"), run.outputs, run.outputs_text, run.decode_signature, run.scores):
+        for file in (
+            *folder.glob("rank-*.jsonl"),
+            run.outputs,
+            run.outputs_text,
+            run.decode_signature,
+            run.decode_timing,
+            run.scores,
+            run.sentence_scores,
+        ):
             file.unlink(missing_ok=True)  # scores and texts of other settings would not belong to what comes now
         write_text(head, json.dumps(signature))
     done: dict[int, Found] = {}

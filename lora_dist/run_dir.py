@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_dist import __version__
-from lora_dist.config import Settings, UserError, from_json, to_json
+from lora_dist.config import Settings, UserError
+from lora_dist.settings_text import from_json, to_json
 
 PART = ".part."
 """How the names of files and folders begin that are still being written."""
@@ -68,6 +69,16 @@ class RunDir:
         """What made the outputs: beam settings, adapter and base fingerprints, data, versions."""
         return self.root / "decode" / "signature.json"
 
+    @property
+    def decode_timing(self) -> Path:
+        """Seconds of the last decoding, how many sentences it made, and in which processes."""
+        return self.root / "decode" / "timing.json"
+
+    @property
+    def sentence_scores(self) -> Path:
+        """The scores of each sentence, tab-separated, in the official script's columns."""
+        return self.root / "decode" / "sentences.tsv"
+
     def ledger(self, rank: int) -> Path:
         """What a rank has decoded so far, one line a sentence, appended as they come."""
         return self.root / "decode" / "ledger" / f"rank-{rank:04d}.jsonl"
@@ -91,6 +102,11 @@ class RunDir:
     def report_markdown(self) -> Path:
         """The report as Markdown."""
         return self.root / "report.md"
+
+    @property
+    def plots(self) -> Path:
+        """Folder of the report's plots, as SVG."""
+        return self.root / "plots"
 
     @property
     def report_html(self) -> Path:

@@ -20,10 +20,13 @@ from lora_dist.metrics.files import Instances, read_pair
 from lora_dist.metrics.mteval import Variant
 from lora_dist.metrics.sentences import sentence_scores
 from lora_dist.metrics.slots import count_errors
+from lora_dist.model_card import write_card
 from lora_dist.run_dir import RunDir, read_json, save_text, write_json
 
 SEED = 0
 """Of the bootstrap: it draws the same instances for everyone."""
+RESAMPLES = 1000
+"""Of a run's outputs, for the intervals in its scores.json."""
 
 
 def score_files(
@@ -109,12 +112,17 @@ def _compare(
     }
 
 
-def score_run(run: RunDir) -> dict[str, Any]:
-    """Score a run's outputs into its scores.json, with what made the outputs in the signature.
+def score_run(run: RunDir, variant: Variant = "perl") -> dict[str, Any]:
+    """Score a run's outputs into scores.json, each sentence into a table, and all into the adapter's model card.
 
-    The slot error rate of a corpus that has other values than E2E is null, with the reason.
+    The slot error rate of a corpus that has other values than E2E is null, with the reason. There are no intervals
+    where NIST is not defined for every resample, as with a handful of very short outputs.
     """
-    scores = score_files(run.references_text, run.outputs_text)
+    paths = run.references_text, run.outputs_text
+    try:
+        scores = score_files(*paths, variant, sentence_level=run.sentence_scores, resamples=RESAMPLES)
+    except UserError:
+        scores = score_files(*paths, variant, sentence_level=run.sentence_scores)
     decoding = read_json(run.decode_signature, f"{run.root} has not been decoded")
     rows = [json.loads(line) for line in run.outputs.read_text(encoding="utf-8").split("\n") if line]
     signature = scores.pop("signature")
@@ -124,7 +132,14 @@ def score_run(run: RunDir) -> dict[str, Any]:
         scores["slot_error_rate"] = {"rate": None, "reason": str(error)}
     scores["signature"] = {**signature, "decode": decoding}
     write_json(run.scores, scores)
+    if run.adapter.is_dir():
+        write_card(run)
     return scores
+
+
+def variant_of(scores: Mapping[str, Any]) -> Variant:
+    """Which of the official script's programs computed BLEU and NIST of a scores.json."""
+    return "python" if scores["signature"]["BLEU"].startswith("pymteval") else "perl"
 
 
 def table(scores: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from transformers import GPT2LMHeadModel
 
 from lora_dist import checkpoint
 from lora_dist.batches import TokenizedExamples
-from lora_dist.config import DataSettings, Precision, Settings, as_options
+from lora_dist.config import DataSettings, Precision, Settings
 from lora_dist.distributed import World, barrier, first_on_node, on_main, stop_asked
 from lora_dist.e2e import fingerprint, load_split
 from lora_dist.interruption import Interrupted, heed_signals
@@ -28,6 +28,7 @@ from lora_dist.model import (
 )
 from lora_dist.profiling import profile_updates
 from lora_dist.run_dir import RunDir, new_folder, versions, write_config
+from lora_dist.settings_text import WITHOUT_EFFECT, as_options
 from lora_dist.token_cache import tokenize_cached
 from lora_dist.training_log import TrainingLog
 from lora_dist.update import dev_losses, make_update, replicate
@@ -152,21 +153,11 @@ def load_data(settings: DataSettings, tokenizer: Any, max_length: int) -> Tokeni
 
 def _identity(settings: Settings, base: BaseIdentity, data: TokenizedData) -> dict[str, Any]:
     """What decides the trained numbers; a resumed run must agree in it."""
-    free = (
-        "--train.accumulation-steps",
-        "--train.gradient-checkpointing",
-        "--train.deterministic",
-        "--train.log-steps",
-        "--train.checkpoint-steps",
-        "--train.keep-checkpoints",
-        "--train.profile",
-        "--train.tracker",
-    )
     options = as_options(settings, "model", "lora", "train")
     return {
         "base model": base.fingerprint,
         "training data": data.fingerprints["train"],
-        **{option: value for option, value in options.items() if option not in free},
+        **{option: value for option, value in options.items() if option not in WITHOUT_EFFECT},
     }
 
 

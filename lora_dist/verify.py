@@ -21,11 +21,12 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from lora_dist.config import IMPROVED, DataSettings, ModelSettings, Settings, TrainSettings, UserError, to_json
+from lora_dist.config import IMPROVED, DataSettings, ModelSettings, Settings, TrainSettings, UserError
 from lora_dist.e2e import FILES, SPLITS, group_by_mr, load_split, write_csv
 from lora_dist.launcher import Strategy, launch_command, launched_processes
 from lora_dist.model import ADAPTER_WEIGHTS
 from lora_dist.run_dir import RunDir, write_json
+from lora_dist.settings_text import to_json
 
 TOLERANCE = 1e-5
 """Largest relative difference that counts as rounding, in fp32."""
@@ -226,10 +227,10 @@ def _coloured(text: str, good: bool) -> str:
 
 def _run_case(file: Path, root: Path) -> None:
     """What each process of a case does."""
-    from lora_dist.config import from_json
     from lora_dist.decode import decode
     from lora_dist.distributed import world
     from lora_dist.run_dir import read_json
+    from lora_dist.settings_text import from_json
     from lora_dist.train import train
 
     settings, run = from_json(Settings, read_json(file, "verify has lost its settings")), RunDir(root)

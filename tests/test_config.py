@@ -1,7 +1,5 @@
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +12,8 @@ from lora_dist.config import (
     DecodeSettings,
     LoraSettings,
     ModelSettings,
-    Settings,
     TrainSettings,
     UserError,
-    from_json,
-    to_json,
 )
 
 # Each row: a setting, a value it refuses, and how the message shows the two.
@@ -143,35 +138,3 @@ def test_learning_rate_ends_at_zero() -> None:
 
 
 # JSON
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        BASELINE,
-        IMPROVED,
-        Settings(
-            model=ModelSettings(name="folder/gpt2", dropout=0.0),
-            data=DataSettings(dir=Path("some/folder"), limit_train=3),
-            train=TrainSettings(max_steps=7, max_grad_norm=1.5, deterministic=False),
-            decode=DecodeSettings(limit=2, early_stopping="never", ngram_scope="all"),
-        ),
-    ],
-)
-def test_settings_survive_json(settings: Settings) -> None:
-    assert from_json(Settings, json.loads(json.dumps(to_json(settings)))) == settings
-
-
-@pytest.mark.parametrize("section", [None, "train"])
-def test_an_unknown_setting_in_a_file_is_refused_by_name(section: str | None) -> None:
-    values = to_json(BASELINE)
-    (values if section is None else values[section])["momentum"] = 0.9
-    with pytest.raises(UserError, match=r"(TrainS|S)ettings has no setting momentum"):
-        from_json(Settings, values)
-
-
-def test_values_from_a_file_are_checked_like_those_from_the_command_line() -> None:
-    values = to_json(BASELINE)
-    values["lora"]["rank"] = 0
-    with pytest.raises(UserError, match=r"--lora\.rank is 0"):
-        from_json(Settings, values)

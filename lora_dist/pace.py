@@ -1,0 +1,114 @@
+"""How long runs will take, from a few updates and sentences of each kind of run."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lora_dist.config import DataSettings, Settings
+from lora_dist.e2e import FILES, SPLITS, Example, Split, group_by_mr, load_split, write_csv
+from lora_dist.report.results import read_jsonl
+from lora_dist.run_dir import RunDir, read_json
+from lora_dist.settings_text import changed_options, nearest_preset, to_arguments
+
+LOG_STEPS = 10
+UPDATES = 3 * LOG_STEPS
+"""Updates to make, of which the first LOG_STEPS warm up."""
+SENTENCES = 8
+"""Meaning representations to decode."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a kind of run was measured to take."""
+
+    examples_per_second: float
+    """Of training."""
+    seconds_a_sentence: float
+    """Of decoding."""
+    overhead: float
+    """Seconds to start, load and score."""
+    examples: dict[str, int]
+    """Of the whole corpus: those of train and dev, and the meaning representations of test."""
+
+    def seconds(self, settings: Settings, trains: bool) -> float:
+        """What a run with `settings` will take, or if it does not train, its decoding alone."""
+        sentences = min(settings.decode.limit or self.examples["test"], self.examples["test"])
+        total = self.overhead + sentences * self.seconds_a_sentence
+        if trains:
+            updates = settings.train.total_updates(self.examples["train"])
+            epochs = -(-updates // settings.train.updates_per_epoch(self.examples["train"]))
+            # A dev example goes forward alone, which is about a third of the work.
+            examples = updates * settings.train.global_batch_size + epochs * self.examples["dev"] / 3
+            total += examples / self.examples_per_second
+        return total
+
+
+def kind(settings: Settings) -> str:
+    """Runs of one kind take equally long: those that differ in the seed or in how they decode."""
+    return f"{settings.model.name} {nearest_preset(settings)}"
+
+
+def measure_pace(runs: Sequence[Settings], launch: Callable[[Sequence[str]], int]) -> dict[str, Pace]:
+    """The pace of each kind among `runs` that works.
+
+    Args:
+        runs: what will be trained.
+        launch: runs a command of ours and returns its exit code.
+    """
+    kinds = {kind(settings): settings for settings in runs}
+    if not kinds:
+        return {}
+    corpora = {settings.data: _Sample(settings.data) for settings in kinds.values()}
+    found = {}
+    for name, settings in kinds.items():
+        print(f"measuring {name}: {UPDATES} updates, {SENTENCES} sentences", flush=True)
+        with tempfile.TemporaryDirectory(prefix="lora-dist-pace-") as folder:
+            corpus, run = Path(folder) / "corpus", RunDir(Path(folder) / "run")
+            corpora[settings.data].write(corpus)
+            few = replace(
+                settings,
+                data=DataSettings(dir=corpus),
+                train=replace(settings.train, max_steps=UPDATES, log_steps=LOG_STEPS, tracker="none", profile=False),
+                decode=replace(settings.decode, limit=SENTENCES),
+            )
+            words = ["run", nearest_preset(few), *to_arguments(changed_options(few)), "--out", str(run.root)]
+            start = time.monotonic()
+            if launch(words) == 0:
+                found[name] = _pace(run, settings, time.monotonic() - start, corpora[settings.data].sizes)
+    return found
+
+
+class _Sample:
+    """A corpus small enough to be trained on and decoded in seconds, of the same kind as the whole one."""
+
+    def __init__(self, data: DataSettings) -> None:
+        splits = {split: load_split(data, split) for split in SPLITS}
+        self.sizes: dict[str, int] = {split: len(examples) for split, examples in splits.items()}
+        self.sizes["test"] = len(group_by_mr(splits["test"]))
+        mrs = {group.mr for group in group_by_mr(splits["test"])[:SENTENCES]}
+        test = [example for example in splits["test"] if example.mr in mrs]
+        self._splits: dict[Split, list[Example]] = {**splits, "dev": splits["dev"][:SENTENCES], "test": test}
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir()
+        for split, examples in self._splits.items():
+            write_csv(folder / FILES[split], examples)
+
+
+def _pace(run: RunDir, settings: Settings, seconds: float, sizes: dict[str, int]) -> Pace:
+    rows = [row for row in read_jsonl(run.metrics) if "loss" in row and row["step"] > LOG_STEPS]
+    rates = [row["examples_per_second"] for row in rows]
+    timing = read_json(run.decode_timing, "no timing")
+    rate, a_sentence = sum(rates) / len(rates), timing["seconds"] / timing["sentences"]
+    measured = UPDATES * settings.train.global_batch_size / rate + timing["seconds"]
+    return Pace(rate, a_sentence, max(0.0, seconds - measured), sizes)
+
+
+def duration(seconds: float) -> str:
+    """`3 h 20 min`, `4 min` or `30 s`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

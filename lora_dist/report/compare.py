@@ -1,0 +1,92 @@
+"""What changed from one run to another: settings, scores with a paired test, and the sentences that differ."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from lora_dist.config import Settings, UserError
+from lora_dist.metrics import METRICS
+from lora_dist.report.results import Result, load_results, read_jsonl
+from lora_dist.report.tables import Table, markdown
+from lora_dist.run_dir import RunDir
+from lora_dist.scoring import RESAMPLES, score_files, variant_of
+from lora_dist.settings_text import as_options
+
+
+def compare(a: RunDir, b: RunDir) -> str:
+    """The comparison as Markdown.
+
+    Raises:
+        UserError: if one has not been decoded, or they were scored against different references.
+    """
+    first, second = load_results([a, b])
+    if a.references_text.read_bytes() != b.references_text.read_bytes():
+        raise UserError(
+            f"{a.root} and {b.root} have other references: decode both on the same test set and --decode.limit"
+        )
+    sentences = _sentences(first, second)
+    return "\n".join(map(markdown, (_settings(first, second), _scores(first, second), sentences)))
+
+
+def _settings(first: Result, second: Result) -> Table:
+    own, other = (_facts(result) for result in (first, second))
+    rows = tuple((name, str(own[name]), str(other[name])) for name in own if own[name] != other[name])
+    notes = () if rows else ("none",)
+    return Table("Settings that differ", ("", first.name, second.name), rows, notes)
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    sections = [field.name for field in fields(Settings)]
+    world = result.config["world"] or {"processes": None, "strategy": None, "precision": None}
+    return {
+        "base model": result.settings.model.name,
+        **as_options(result.settings, *sections),
+        **{name: world[name] for name in ("processes", "strategy", "precision")},
+        "adapter": result.decoding["adapter"][:16],
+        "base model's fingerprint": result.decoding["base"][:16],
+        **{f"scorer of {name}": result.scores["signature"][name] for name in METRICS},
+        **{f"version of {name}": version for name, version in result.decoding["versions"].items()},
+    }
+
+
+def _scores(first: Result, second: Result) -> Table:
+    scored = score_files(
+        second.run.references_text,
+        second.run.outputs_text,
+        variant_of(second.scores),
+        resamples=RESAMPLES,
+        against=first.run.outputs_text,
+    )
+    against = scored["against"]
+    rows: list[tuple[str, ...]] = [
+        (
+            metric,
+            f"{scored[metric] - against['difference'][metric]:.4f}",
+            f"{scored[metric]:.4f}",
+            f"{against['difference'][metric]:+.4f}",
+            "[{:+.4f}, {:+.4f}]".format(*against["interval"][metric]),
+            f"{against['p'][metric]:.3f}",
+        )
+        for metric in METRICS
+    ]
+    own, other = first.slot_error_rate, second.slot_error_rate
+    if own is not None and other is not None:
+        rows.append(("slot errors", f"{own:.2%}", f"{other:.2%}", f"{other - own:+.2%}", "", ""))
+    head = ("", first.name, second.name, "difference", "95 % interval", "p")
+    notes = (
+        f"p and intervals: paired bootstrap over the test instances, {RESAMPLES:,} resamples, one-sided (Koehn 2004)",
+    )
+    return Table("Scores", head, tuple(rows), notes)
+
+
+def _sentences(first: Result, second: Result) -> Table:
+    pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]] = list(
+        zip(read_jsonl(first.run.outputs), read_jsonl(second.run.outputs), strict=True)
+    )
+    rows = tuple(
+        (str(one["index"]), one["mr"], one["text"], other["text"])
+        for one, other in pairs
+        if one["text"] != other["text"]
+    )
+    title = f"Sentences that differ: {len(rows)} of {len(pairs)}"
+    return Table(title, ("index", "meaning representation", first.name, second.name), rows)

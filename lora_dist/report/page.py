@@ -1,0 +1,128 @@
+"""The report as one self-contained HTML page: tables, plots, how it was made, and a browser over the test set."""
+
+import html
+import shlex
+from collections.abc import Sequence
+from importlib import resources
+
+from lora_dist.report.browser import as_script, browser_data
+from lora_dist.report.plots import Plot
+from lora_dist.report.results import Result
+from lora_dist.report.tables import Table
+from lora_dist.settings_text import command_line
+
+
+def page(title: str, tables: Sequence[Table], plots: Sequence[Plot], results: Sequence[Result]) -> str:
+    """The page; nothing in it is loaded from elsewhere, and every text of a run is escaped.
+
+    Args:
+        title: above everything.
+        tables: in their order.
+        plots: below the tables.
+        results: the runs that the browser shows.
+    """
+    sections = [_section(number, table) for number, table in enumerate(tables)]
+    figures = "".join(
+        f'<figure class="scroll"><figcaption>{html.escape(plot.title)}</figcaption>{plot.for_page()}</figure>'
+        for plot in plots
+    )
+    return _PAGE.format(
+        title=html.escape(title),
+        css=_asset("page.css"),
+        links="".join(f'<a href="#table{n}">{html.escape(t.title.split(":")[0])}</a>' for n, t in enumerate(tables)),
+        tables="".join(sections),
+        figures=figures,
+        origins="".join(map(_origin, results)),
+        data=as_script(browser_data(results)),
+        script=_asset("page.js"),
+    )
+
+
+def how_made(result: Result) -> tuple[str, str]:
+    """The command that makes the run again, and the versions and fingerprints behind it."""
+    world = result.config["world"] or {"processes": 1, "precision": "unknown"}
+    launcher = "lora-dist"
+    if world["processes"] > 1:
+        launcher = f"accelerate launch --config_file accelerate_configs/{world['strategy']}.yaml"
+        launcher += f" --num_processes {world['processes']} -m lora_dist"
+    command = f"{launcher} {command_line(result.settings)} --out {shlex.quote(str(result.run.root))}"
+    if not result.trained_here:
+        command = "trained elsewhere"
+    facts = {**result.config["versions"], "precision": world["precision"]}
+    facts |= {"adapter": result.decoding["adapter"][:16]}
+    facts |= {"base": result.decoding["base"][:16], "test data": result.decoding["test_data"][:16]}
+    facts |= {name: result.scores["signature"][name] for name in ("BLEU", "METEOR")}
+    return command, ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _origin(result: Result) -> str:
+    command, facts = how_made(result)
+    return (
+        f"<dt>{html.escape(result.name)}</dt><dd><code>{html.escape(command)}</code><br>"
+        f'<span class="scores">{html.escape(facts)}</span></dd>'
+    )
+
+
+def _section(number: int, table: Table) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.head)
+    body = "".join(
+        f"<tr{' class=ours' if 0 < table.others <= index else ''}>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "</tr>\n"
+        for index, cells in enumerate(table.rows)
+    )
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    return (
+        f'<h2 id="table{number}">{html.escape(table.title)}</h2>\n<div class="scroll"><table><thead><tr>{head}</tr>'
+        f"</thead>\n<tbody>{body}</tbody></table></div>\n" + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("lora_dist.report").joinpath(name).read_text(encoding="utf-8")
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{css}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<nav>{links}<a href="#plots">Plots</a><a href="#origin">How it was made</a><a href="#browser">Sentences</a></nav>
+{tables}<h2 id="plots">Plots</h2>
+{figures}
+<h2 id="origin">How it was made</h2>
+<dl>{origins}</dl>
+<section id="browser">
+<h2>Sentences</h2>
+<p class="scores">Marked words are a slot's value word for word; ✓ and ✗ come from the rules of the slot error rate.</p>
+<div class="controls">
+<input id="search" type="search" placeholder="search meaning representations and sentences" aria-label="search">
+<label>show <select id="filter">
+<option value="all">all</option>
+<option value="errors">with slot errors</option>
+<option value="differ">where the runs differ</option>
+</select></label>
+<input id="threshold" type="number" value="0.5" step="0.05" min="0" aria-label="score below" hidden>
+<label>sort <select id="sort">
+<option value="order">in the official order</option>
+<option value="errors">most slot errors first</option>
+</select></label>
+<label>by <select id="by"></select></label>
+<span id="count" class="number"></span>
+</div>
+<fieldset id="runs" aria-label="runs side by side"></fieldset>
+<div id="list"></div>
+<button id="more" type="button">more</button>
+</section>
+<script type="application/json" id="data">{data}</script>
+<script>
+{script}</script>
+</body>
+</html>
+"""

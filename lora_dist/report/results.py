@@ -1,0 +1,216 @@
+"""What a report is made of: runs as their folders tell them, and runs that differ in nothing but the seed together."""
+
+import csv
+import hashlib
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_dist.config import DecodeSettings, Settings, UserError
+from lora_dist.metrics import METRICS
+from lora_dist.report.published import PUBLISHED_MODELS
+from lora_dist.run_dir import RunDir, read_json
+from lora_dist.scoring import score_run, variant_of
+from lora_dist.settings_text import WITHOUT_EFFECT, as_options, changed_options, from_json, nearest_preset, to_json
+
+
+@dataclass(frozen=True)
+class Result:
+    """A scored run."""
+
+    run: RunDir
+    settings: Settings
+    """Those it was trained with, and those its sentences were decoded with."""
+    config: dict[str, Any]
+    """Of config.json."""
+    scores: dict[str, Any]
+    """Of scores.json."""
+    decoding: dict[str, Any]
+    """Of decode/signature.json: what made the sentences."""
+    log: list[dict[str, Any]]
+    """Lines of metrics.jsonl."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.run.root.resolve().name
+
+    @property
+    def base(self) -> str:
+        """The base model, without the folder or the account it comes from."""
+        return Path(self.settings.model.name).name
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether its training is known: not that of an adapter from elsewhere."""
+        return self.config["world"] is not None
+
+    @property
+    def trainable(self) -> int:
+        """How many numbers were trained."""
+        return int(self.config["counts"]["trainable"])
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The five scores, in the order of METRICS."""
+        return tuple(self.scores[metric] for metric in METRICS)
+
+    @property
+    def slot_error_rate(self) -> float | None:
+        """Errors / slots, where the corpus has E2E's values."""
+        rate: float | None = self.scores.get("slot_error_rate", {}).get("rate")
+        return rate
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Time of all updates, without dev sets and checkpoints; None if the log is not there."""
+        seconds, before = 0.0, 0
+        for row in self.updates():
+            seconds += (row["step"] - before) * self.settings.train.global_batch_size / row["examples_per_second"]
+            before = row["step"]
+        return seconds or None
+
+    def updates(self) -> list[dict[str, Any]]:
+        """The lines of the log with the training loss."""
+        return [row for row in self.log if "loss" in row]
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines of the log with the dev loss."""
+        return [row for row in self.log if "dev_loss" in row]
+
+    def caveats(self) -> list[str]:
+        """In which respects its scores must not be compared with the paper's without a second thought."""
+        found = []
+        if not self.trained_here:
+            found.append("trained elsewhere, so nothing is known of how")
+        if self.settings.model.name.removeprefix("openai-community/") not in PUBLISHED_MODELS:
+            found.append(f"the base model is {self.base}, not GPT-2")
+        if self.settings.train.max_steps is not None or self.settings.data.limit_train is not None:
+            found.append("trained for fewer updates, or on fewer examples, than the paper's five epochs")
+        if not self.decoding.get("official_test_set"):
+            found.append("not the whole official test set was decoded")
+        if self.settings.decode.ngram_scope != "all":
+            found.append("repeated 4-grams are banned in the sentence alone; the paper's decoder bans the prompt's too")
+        if variant_of(self.scores) == "python":
+            found.append("BLEU and NIST are those of the official script's Python program (-p), not its default")
+        return found
+
+
+def load_results(runs: Sequence[RunDir]) -> list[Result]:
+    """The runs, of which those are scored now that have not been since they were decoded.
+
+    Raises:
+        UserError: if one is not the folder of a run, or has not been decoded.
+    """
+    return [load_result(run) for run in runs]
+
+
+def load_result(run: RunDir) -> Result:
+    """See `load_results`."""
+    config = read_json(run.config, f"{run.root} is not the folder of a run")
+    decoding = read_json(run.decode_signature, f"{run.root} has not been decoded (lora-dist decode {run.root})")
+    if not run.outputs_text.is_file():
+        raise UserError(f"{run.outputs_text} is missing: lora-dist decode {run.root}")
+    scores = read_json(run.scores, "no scores") if run.scores.is_file() else {}
+    of_these = scores.get("signature", {}).get("outputs") == hashlib.sha256(run.outputs_text.read_bytes()).hexdigest()
+    if not (of_these and run.sentence_scores.is_file() and all(metric in scores for metric in METRICS)):
+        print(f"scoring {run.root}", flush=True)
+        scores = score_run(run, variant_of(scores) if "signature" in scores else "perl")
+    trained = from_json(Settings, config["settings"])
+    settings = Settings(
+        model=trained.model,
+        lora=trained.lora,
+        data=trained.data,
+        train=trained.train,
+        decode=from_json(DecodeSettings, decoding["decode"]),
+    )
+    return Result(run, settings, config, scores, decoding, read_jsonl(run.metrics))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; none if there is no file. A line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def sentence_scores(run: RunDir) -> list[dict[str, float]]:
+    """The scores of each output, by name of the official script's column."""
+    with run.sentence_scores.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, dialect="excel-tab"))
+    return [{name: float(row[name]) for name in row if name not in ("src", "sys_out")} for row in rows]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that differ in nothing but the seed."""
+
+    label: str
+    """Base model, preset, and the settings in which it differs from the others of the report."""
+    results: tuple[Result, ...]
+
+    @property
+    def first(self) -> Result:
+        """One of them, for what they have in common."""
+        return self.results[0]
+
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each score over the seeds."""
+        return tuple(statistics.mean(values) for values in zip(*(r.values for r in self.results), strict=True))
+
+    def spread(self) -> tuple[float, ...] | None:
+        """Standard deviation of each score over the seeds (n - 1 in the denominator); None for a single one."""
+        if len(self.results) == 1:
+            return None
+        return tuple(statistics.stdev(values) for values in zip(*(r.values for r in self.results), strict=True))
+
+
+def trained(results: Sequence[Result]) -> list[Result]:
+    """Of those that share an adapter the first: the others show what its decoding settings do."""
+    first: dict[str, Result] = {}
+    for result in results:
+        first.setdefault(result.decoding["adapter"], result)
+    return list(first.values())
+
+
+def configurations(results: Sequence[Result]) -> list[Configuration]:
+    """The results, those together that differ in nothing but the seed."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(_identity(result), []).append(result)
+    options = [_options(group[0]) for group in groups.values()]
+    differing = {name for each in options for name in each if any(each[name] != other[name] for other in options)}
+    found = []
+    for group, own in zip(groups.values(), options, strict=True):
+        details = [_detail(name, own[name]) for name in sorted(differing)]
+        found.append(Configuration(", ".join([group[0].base, preset_name(group[0].settings), *details]), tuple(group)))
+    return found
+
+
+def preset_name(settings: Settings) -> str:
+    """The nearest preset, with what is changed of its adapter."""
+    changed = {name: value for name, value in changed_options(settings).items() if name.startswith("--lora.")}
+    return ", ".join([nearest_preset(settings), *(_detail(name, value) for name, value in changed.items())])
+
+
+def _detail(option: str, value: Any) -> str:
+    """`refs-per-mr 8` from `--train.refs-per-mr`."""
+    return f"{option.split('.')[1]} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def _options(result: Result) -> dict[str, Any]:
+    """What decides its scores, but for base model, adapter and seed."""
+    options = as_options(result.settings, "model", "data", "train", "decode")
+    without = WITHOUT_EFFECT | {"--train.seed", "--decode.batch-tokens", "--decode.num-return"}
+    return {name: value for name, value in options.items() if name not in without}
+
+
+def _identity(result: Result) -> str:
+    """Equal for results that differ in nothing but the seed."""
+    scorer = {name: result.scores["signature"][name] for name in METRICS}
+    data = {**result.config["data"], "test": result.decoding["test_data"], "base": result.decoding["base"]}
+    return json.dumps([_options(result), to_json(result.settings.lora), data, scorer], sort_keys=True)

@@ -1,0 +1,229 @@
+"""The paper's four tables with runs beside its rows, what the runs cost, and what decoding settings do."""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_dist.config import PRESETS, LoraSettings, Settings
+from lora_dist.metrics import METRICS
+from lora_dist.report.published import PAPER, REPRODUCTIONS
+from lora_dist.report.results import Configuration, Result
+from lora_dist.run_dir import read_json
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, and what has to be said below them."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    others: int = 0
+    """Of the rows at the top: not from these runs."""
+
+
+def adapter_table(configurations: Sequence[Configuration]) -> Table:
+    """Table 1: shape and initialisation of the adapters, the paper's first."""
+    columns = {f"{name.capitalize()}, paper": preset.lora for name, preset in PRESETS.items()}
+    columns |= {c.label: c.first.settings.lora for c in configurations}
+    lines: dict[str, Callable[[LoraSettings], str]] = {
+        "Rank": lambda lora: str(lora.rank),
+        "Alpha": lambda lora: f"{lora.alpha:g}",
+        "Target modules": lambda lora: ", ".join(lora.targets),
+        "Dropout": lambda lora: f"{lora.dropout:g}",
+        "Bias": lambda _: "none",
+        "Initialisation": lambda lora: lora.init.capitalize(),
+    }
+    rows = [(name, *(cell(lora) for lora in columns.values())) for name, cell in lines.items()]
+    counts = ["-", "-", *(f"{c.first.trainable:,}" for c in configurations)]
+    return Table("Table 1: LoRA configurations", ("", *columns), (*rows, ("Trained numbers", *counts)))
+
+
+def recipe_table(configurations: Sequence[Configuration]) -> Table:
+    """Table 2: how the runs were trained and decoded, read back from their folders, the paper's values first."""
+    columns: dict[str, Settings] = {"Paper": PRESETS["baseline"], **{c.label: c.first.settings for c in configurations}}
+    lines: dict[str, Callable[[Settings], Any]] = {
+        "Optimizer": lambda _: "AdamW",
+        "Weight decay": lambda s: f"{s.train.weight_decay:g}",
+        "Batch size": lambda s: s.train.global_batch_size,
+        "Epochs": lambda s: s.train.epochs if s.train.max_steps is None else f"{s.train.max_steps:,} updates",
+        "Training examples": lambda s: "all" if s.data.limit_train is None else f"first {s.data.limit_train:,}",
+        "Warm-up steps": lambda s: s.train.warmup_steps,
+        "Learning-rate schedule": lambda _: "Linear",
+        "Label smoothing": lambda s: f"{s.train.label_smoothing:g}",
+        "Learning rate": lambda s: f"{s.train.learning_rate:g}",
+        "GPT-2's own dropout": lambda s: "the checkpoint's" if s.model.dropout is None else f"{s.model.dropout:g}",
+        "References behind one MR": lambda s: s.train.refs_per_mr,
+        "Beam size": lambda s: s.decode.num_beams,
+        "Length penalty": lambda s: f"{s.decode.length_penalty:g}",
+        "No repeated n-gram": lambda s: s.decode.no_repeat_ngram_size,
+        "Scope of that ban": lambda s: s.decode.ngram_scope,
+        "Early stopping": lambda s: s.decode.early_stopping,
+        "Longest sentence, tokens": lambda s: s.decode.max_new_tokens,
+        "Precision of decoding": lambda s: s.decode.precision,
+    }
+    unsaid = ["Training examples", "GPT-2's own dropout", "References behind one MR", "Scope of that ban"]
+    unsaid += ["Early stopping", "Longest sentence, tokens", "Precision of decoding"]
+    rows = []
+    for name, cell in lines.items():
+        paper, *others = (str(cell(settings)) for settings in columns.values())
+        rows.append((name, "-" if name in unsaid else paper, *others))
+    seeds = [", ".join(str(r.settings.train.seed) for r in c.results) for c in configurations]
+    return Table("Table 2: hyperparameters", ("", *columns), (*rows, ("Seeds", "-", *seeds)))
+
+
+def score_table(configurations: Sequence[Configuration]) -> Table:
+    """Table 3: the five scores beside the paper's and others', with marks where a comparison would mislead."""
+    rows = [(p.name + ", paper", p.trainable, "1", *map(_four, p.scores), "-") for p in PAPER]
+    rows += [(p.name, p.trainable, "1", *map(_four, p.scores), "-") for p in REPRODUCTIONS]
+    marks = Marks()
+    for c in configurations:
+        label = marks.put(c.label, c.first.caveats())
+        scores = [_with_spread(*pair) for pair in zip(c.mean(), c.spread() or [None] * len(METRICS), strict=True)]
+        rows.append((label, f"{c.first.trainable:,}", str(len(c.results)), *scores, _slot_errors(c.results)))
+    notes = ["± is the standard deviation over the seeds"] if any(len(c.results) > 1 for c in configurations) else []
+    head = ("Model", "Trained numbers", "Seeds", *METRICS, "Slot errors")
+    others = len(PAPER) + len(REPRODUCTIONS)
+    return Table("Table 3: scores on the test set", head, tuple(rows), (*notes, *marks.notes()), others)
+
+
+def improvement_table(configurations: Sequence[Configuration]) -> Table:
+    """Table 4: how much better each configuration is than the paper's rows and than its own model's baseline, in %."""
+    rows = []
+    marks = Marks()
+    for c in configurations:
+        label = marks.put(c.label, c.first.caveats())
+        others = [(f"{p.name}, paper", p.scores) for p in PAPER]
+        others += [(o.label, o.mean()) for o in configurations if o is not c and o.first.base == c.first.base]
+        for name, scores in others:
+            relative = [(mine / theirs - 1) * 100 for mine, theirs in zip(c.mean(), scores, strict=True)]
+            rows.append((label, name, *(f"{value:+.2f}%" for value in (*relative, statistics.mean(relative)))))
+    head = ("Model", "over", *METRICS, "Average")
+    return Table("Table 4: relative improvement", head, tuple(rows), tuple(marks.notes()))
+
+
+def cost_table(configurations: Sequence[Configuration]) -> Table:
+    """Time and memory of training and decoding, means over the seeds."""
+    rows = []
+    for c in configurations:
+        if not c.first.trained_here:
+            continue
+        world = c.first.config["world"]
+        updates = [row for r in c.results for row in r.updates()]
+        memory = max((gib for row in updates for gib in row.get("peak_memory_gib", [])), default=None)
+        seconds = [r.training_seconds for r in c.results if r.training_seconds is not None]
+        examples = [
+            r.updates()[-1]["step"] * r.settings.train.global_batch_size / r.training_seconds
+            for r in c.results
+            if r.training_seconds is not None
+        ]
+        timings = [read_json(r.run.decode_timing, "no timing") for r in c.results if r.run.decode_timing.is_file()]
+        rows.append(
+            (
+                c.label,
+                f"{world['processes']} x {world['device']}, {world['strategy']}, {world['precision']}",
+                _mean([s / 60 for s in seconds], "{:.1f}"),
+                _mean(examples, "{:.1f}"),
+                "-" if memory is None else f"{memory:.2f}",
+                _mean([t["seconds"] / t["sentences"] for t in timings], "{:.3f}"),
+            )
+        )
+    head = ("Model", "Trained on", "Training, minutes", "Examples/s", "Peak GiB a process", "Seconds a sentence")
+    notes = ("Training is the updates alone, without loading, dev sets and checkpoints",)
+    return Table("Time and memory", head, tuple(rows), notes)
+
+
+def run_table(results: Sequence[Result]) -> Table:
+    """Each run on its own, with 95 % intervals over the test instances."""
+    rows = []
+    for r in results:
+        intervals = r.scores.get("bootstrap", {})
+        cells = [
+            f"{value:.4f}" + (" [{:.4f}, {:.4f}]".format(*intervals[name]) if name in intervals else "")
+            for name, value in zip(METRICS, r.values, strict=True)
+        ]
+        rows.append((r.name, str(r.settings.train.seed), *cells, _slot_errors([r])))
+    notes = ["In brackets 95 % intervals of the bootstrap over test instances (Koehn 2004)"]
+    return Table("Each run", ("Run", "Seed", *METRICS, "Slot errors"), tuple(rows), tuple(notes))
+
+
+def decoding_table(results: Sequence[Result]) -> Table | None:
+    """Decoding settings on the same adapters; None where no adapter was decoded in two ways."""
+    by_settings: dict[str, dict[str, Result]] = {}
+    for result in results:
+        decode = result.settings.decode
+        name = f"{decode.ngram_scope}, {decode.length_penalty:g}"
+        rest = {key: value for key, value in vars(decode).items() if key not in ("ngram_scope", "length_penalty")}
+        others = vars(results[0].settings.decode)
+        name += "".join(f", {key.replace('_', '-')} {value}" for key, value in rest.items() if value != others[key])
+        by_settings.setdefault(name, {}).setdefault(result.decoding["adapter"], result)
+    common = set.intersection(*(set(found) for found in by_settings.values()))
+    if len(by_settings) < 2 or not common:
+        return None
+    order = [adapter for adapter in next(iter(by_settings.values())) if adapter in common]
+    first: list[tuple[float, ...]] | None = None
+    rows = []
+    for name, found in by_settings.items():
+        values = [found[adapter].values for adapter in order]
+        means = [statistics.mean(column) for column in zip(*values, strict=True)]
+        if first is None:
+            first, cells = values, [f"{mean:.4f}" for mean in means]
+        else:
+            pairs = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(values, first, strict=True)]
+            changes = [statistics.mean(column) for column in zip(*pairs, strict=True)]
+            cells = [f"{mean:.4f} ({change:+.4f})" for mean, change in zip(means, changes, strict=True)]
+        rows.append((name, *cells, _slot_errors([found[adapter] for adapter in order])))
+    return Table(
+        "Decoding settings on the same adapters",
+        ("Scope of the 4-gram ban, length penalty", *METRICS, "Slot errors"),
+        tuple(rows),
+        (f"Means over {len(order)} adapters; in brackets the difference to the first line",),
+    )
+
+
+class Marks:
+    """Letters for what must be known before a row is compared with others."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, str] = {}
+
+    def put(self, label: str, caveats: Iterable[str]) -> str:
+        """The label with the letters of its caveats."""
+        letters = [self._letters.setdefault(caveat, chr(ord("a") + len(self._letters))) for caveat in caveats]
+        return f"{label} [{','.join(letters)}]" if letters else label
+
+    def notes(self) -> list[str]:
+        """What the letters stand for."""
+        return [f"[{letter}] not to be compared with the paper's: {text}" for text, letter in self._letters.items()]
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown, with its title and notes."""
+    lines = [f"## {table.title}", "", _line(table.head), _line(["---"] * len(table.head)), *map(_line, table.rows)]
+    if table.notes:
+        lines += ["", *(f"- {note}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _four(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _with_spread(mean: float, spread: float | None) -> str:
+    return f"{mean:.4f}" if spread is None else f"{mean:.4f} ± {spread:.4f}"
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    return form.format(statistics.mean(values)) if values else "-"
+
+
+def _slot_errors(results: Sequence[Result]) -> str:
+    rates = [result.slot_error_rate for result in results]
+    known = [rate for rate in rates if rate is not None]
+    return f"{statistics.mean(known):.2%}" if len(known) == len(rates) and known else "-"
