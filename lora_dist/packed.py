@@ -29,9 +29,10 @@ def pack(weight: Tensor) -> Tensor:
     return packed
 
 
-def product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X W^T + b of x (..., in), a packed W (out, in) and bias (out,): (..., out)."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+def product(x: Tensor, packed: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """X W^T + b of x (..., in), a packed W (out, in) and bias (out,), or GELU's tanh form of that: (..., out)."""
+    after, form = ("gelu", "tanh") if gelu else ("none", "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, after, [], form)
     return result
 
 
@@ -46,11 +47,13 @@ class PackedLinear(nn.Module):
         # No parameters: nobody is to send, save or convert them.
         self._packed = pack(weight)
         self._transposed = pack(weight.t()) if differentiable else None
+        self.gelu = False
+        """Whether GELU follows, which then takes no pass over the result; such a layer is not differentiable."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to (..., out)."""
         if self._transposed is None:
-            return product(x, self._packed, self.bias)
+            return product(x, self._packed, self.bias, gelu=self.gelu)
         result: Tensor = _Product.apply(x, self._packed, self._transposed, self.bias)  # type: ignore[no-untyped-call]
         return result
 
@@ -68,12 +71,19 @@ class _Product(torch.autograd.Function):
 
 
 def pack_layers(model: GPT2LMHeadModel, *, differentiable: bool) -> None:
-    """Pack all `Conv1D` of `model` in place, adapters around them or not, and give their memory back."""
+    """Pack all `Conv1D` of `model` in place, adapters around them or not, and give their memory back.
+
+    Without a gradient the activation becomes part of the product before it.
+    """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Conv1D):
                 setattr(parent, name, PackedLinear(child.weight.t(), child.bias, differentiable))
     del child  # the last of them
+    for block in model.transformer.h:
+        if not differentiable and isinstance(block.mlp.act, nn.GELU):  # as `gpt2.fuse_activation` left it
+            block.mlp.c_fc.gelu = True
+            block.mlp.act = nn.Identity()
     for parameter in model.parameters():
         # Loaded tensors are pages of a file, of which one that is held holds them all in memory.
         parameter.data = parameter.data.clone()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lora_dist.config import PRESETS, DecodeSettings, ModelSettings, NgramScope, Settings, UserError
 from lora_dist.interruption import Interrupted, StopRequest, heed_signals
-from lora_dist.launcher import Strategy, launch_command
+from lora_dist.launcher import Strategy, launch_command, launched_processes
 from lora_dist.metrics.java import find_java
 from lora_dist.pace import Pace, duration, kind, measure_pace
 from lora_dist.report import write_report
@@ -88,6 +88,8 @@ def reproduce(command: "ReproduceCommand") -> int:
         UserError: for settings that cannot work, or that are not those of the runs there.
         Interrupted: when a signal asked for the end; the same command goes on.
     """
+    if launched_processes() > 1:
+        raise UserError("reproduce launches each run itself: start it without a launcher, and give --processes")
     processes = command.processes or _devices()
     runs = _runs(command)
     decodings = [job for run in runs for job in _decodings(run, command)]

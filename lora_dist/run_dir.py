@@ -213,6 +213,12 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
     return value
 
 
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; a line that a kill cut short is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write one JSON object, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from lora_dist.metrics.mteval import Variant
 from lora_dist.metrics.sentences import sentence_scores
 from lora_dist.metrics.slots import count_errors
 from lora_dist.model_card import write_card
-from lora_dist.run_dir import RunDir, read_json, save_text, write_json
+from lora_dist.run_dir import RunDir, read_json, read_jsonl, save_text, write_json
 
 SEED = 0
 """Of the bootstrap: it draws the same instances for everyone."""
@@ -124,7 +123,7 @@ def score_run(run: RunDir, variant: Variant = "perl") -> dict[str, Any]:
     except UserError:
         scores = score_files(*paths, variant, sentence_level=run.sentence_scores)
     decoding = read_json(run.decode_signature, f"{run.root} has not been decoded")
-    rows = [json.loads(line) for line in run.outputs.read_text(encoding="utf-8").split("\n") if line]
+    rows = read_jsonl(run.outputs)
     signature = scores.pop("signature")
     try:
         scores["slot_error_rate"] = _slot_errors([row["mr"] for row in rows], [row["text"] for row in rows])

@@ -39,15 +39,15 @@ def test_every_sentence_of_the_test_set_is_that_of_generate(shared: Path, tmp_pa
         *("train", "improved", "--model.name", base, "--data.dir", corpus, "--data.limit-train", 2000),
         *("--train.epochs", 1, "--train.learning-rate", 2e-3, "--train.warmup-steps", 100, "--out", tmp_path / "run"),
     )
-    model, tokenizer = load_merged(ModelSettings(name=str(base)), tmp_path / "run" / "adapter")
-    prepare(model)
+    plain, tokenizer = load_merged(ModelSettings(name=str(base)), tmp_path / "run" / "adapter")
+    model = prepare(load_merged(ModelSettings(name=str(base)), tmp_path / "run" / "adapter")[0])
     groups = group_by_mr(load_split(DataSettings(dir=shared / "e2e"), "test"))
     prompts, eos = encode_prompts(tokenizer, [group.mr for group in groups]), tokenizer.eos_token_id
     equal = 0
     for chunk in chunks([len(prompt) for prompt in prompts], 640, 2**14):
         for index, found in zip(chunk, beam_search(model, [prompts[i] for i in chunk], SETTINGS, eos), strict=True):
-            theirs, ours = generate(model, prompts[index], eos), found[0]
-            expected = score(model, prompts[index], theirs)
+            theirs, ours = generate(plain, prompts[index], eos), found[0]
+            expected = score(plain, prompts[index], theirs)
             assert ours.score == pytest.approx(expected, abs=1e-4)
             if ours.tokens == [token for token in theirs if token != eos]:
                 equal += 1

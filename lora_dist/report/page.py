@@ -41,10 +41,11 @@ def page(title: str, tables: Sequence[Table], plots: Sequence[Plot], results: Se
 def how_made(result: Result) -> tuple[str, str]:
     """The command that makes the run again, and the versions and fingerprints behind it."""
     world = result.config["world"] or {"processes": 1, "precision": "unknown"}
-    launcher = "lora-dist"
+    launcher = "ACCELERATE_MIXED_PRECISION=no lora-dist" if world["precision"] == "fp32" else "lora-dist"
     if world["processes"] > 1:
         launcher = f"accelerate launch --config_file accelerate_configs/{world['strategy']}.yaml"
-        launcher += f" --num_processes {world['processes']} -m lora_dist"
+        launcher += f" --num_processes {world['processes']}"
+        launcher += " --mixed_precision no -m lora_dist" if world["precision"] == "fp32" else " -m lora_dist"
     command = f"{launcher} {command_line(result.settings)} --out {shlex.quote(str(result.run.root))}"
     if not result.trained_here:
         command = "trained elsewhere"

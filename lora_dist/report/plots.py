@@ -1,6 +1,7 @@
 """The report's plots as SVG: what the runs did while they trained, and what came of it beside the paper's lines."""
 
 import io
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from lora_dist.metrics import METRICS
 from lora_dist.metrics.slots import ATTRIBUTES
@@ -84,6 +86,9 @@ def _size(configurations: Sequence[Configuration]) -> Figure:
             spread = (c.spread() or (0.0,) * len(METRICS))[column]
             panel.errorbar(c.first.trainable, c.mean()[column], spread, fmt="o", color=_colour(place), markersize=5)
         panel.set_xscale("log")
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        counts = [*TRAINABLE.values(), *(c.first.trainable for c in configurations)]
+        panel.set_xlim(10 ** math.floor(math.log10(min(counts))), 10 ** math.ceil(math.log10(max(counts))))
         panel.set_title(metric)
         panel.set_xlabel("trained numbers")
     panels[0].plot([], [], "s", color=INK, markersize=4, label="paper")

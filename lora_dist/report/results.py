@@ -5,14 +5,14 @@ import hashlib
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lora_dist.config import DecodeSettings, Settings, UserError
 from lora_dist.metrics import METRICS
 from lora_dist.report.published import PUBLISHED_MODELS
-from lora_dist.run_dir import RunDir, read_json
+from lora_dist.run_dir import RunDir, read_json, read_jsonl
 from lora_dist.scoring import score_run, variant_of
 from lora_dist.settings_text import WITHOUT_EFFECT, as_options, changed_options, from_json, nearest_preset, to_json
 
@@ -120,22 +120,9 @@ def load_result(run: RunDir) -> Result:
         print(f"scoring {run.root}", flush=True)
         scores = score_run(run, variant_of(scores) if "signature" in scores else "perl")
     trained = from_json(Settings, config["settings"])
-    settings = Settings(
-        model=trained.model,
-        lora=trained.lora,
-        data=trained.data,
-        train=trained.train,
-        decode=from_json(DecodeSettings, decoding["decode"]),
-    )
-    return Result(run, settings, config, scores, decoding, read_jsonl(run.metrics))
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; none if there is no file. A line that a kill cut short is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    settings = replace(trained, decode=from_json(DecodeSettings, decoding["decode"]))
+    log = read_jsonl(run.metrics) if run.metrics.is_file() else []  # there is none of an adapter from elsewhere
+    return Result(run, settings, config, scores, decoding, log)
 
 
 def sentence_scores(run: RunDir) -> list[dict[str, float]]:
@@ -184,11 +171,15 @@ def configurations(results: Sequence[Result]) -> list[Configuration]:
         groups.setdefault(_identity(result), []).append(result)
     options = [_options(group[0]) for group in groups.values()]
     differing = {name for each in options for name in each if any(each[name] != other[name] for other in options)}
-    found = []
+    labels = []
     for group, own in zip(groups.values(), options, strict=True):
         details = [_detail(name, own[name]) for name in sorted(differing)]
-        found.append(Configuration(", ".join([group[0].base, preset_name(group[0].settings), *details]), tuple(group)))
-    return found
+        labels.append(", ".join([group[0].base, preset_name(group[0].settings), *details]))
+    return [
+        # Where data, base model or scorer are others under the same name, the folder tells them apart.
+        Configuration(label if labels.count(label) == 1 else f"{label} ({group[0].name})", tuple(group))
+        for label, group in zip(labels, groups.values(), strict=True)
+    ]
 
 
 def preset_name(settings: Settings) -> str:

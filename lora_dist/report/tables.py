@@ -37,7 +37,7 @@ def adapter_table(configurations: Sequence[Configuration]) -> Table:
         "Initialisation": lambda lora: lora.init.capitalize(),
     }
     rows = [(name, *(cell(lora) for lora in columns.values())) for name, cell in lines.items()]
-    counts = ["-", "-", *(f"{c.first.trainable:,}" for c in configurations)]
+    counts = ["0.15M on Small", "2.36M on Small", *(f"{c.first.trainable:,}" for c in configurations)]
     return Table("Table 1: LoRA configurations", ("", *columns), (*rows, ("Trained numbers", *counts)))
 
 
@@ -76,8 +76,8 @@ def recipe_table(configurations: Sequence[Configuration]) -> Table:
 
 def score_table(configurations: Sequence[Configuration]) -> Table:
     """Table 3: the five scores beside the paper's and others', with marks where a comparison would mislead."""
-    rows = [(p.name + ", paper", p.trainable, "1", *map(_four, p.scores), "-") for p in PAPER]
-    rows += [(p.name, p.trainable, "1", *map(_four, p.scores), "-") for p in REPRODUCTIONS]
+    rows = [(p.name + ", paper", p.trainable, "-", *map(_four, p.scores), "-") for p in PAPER]
+    rows += [(p.name, p.trainable, "-", *map(_four, p.scores), "-") for p in REPRODUCTIONS]
     marks = Marks()
     for c in configurations:
         label = marks.put(c.label, c.first.caveats())
