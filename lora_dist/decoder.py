@@ -56,10 +56,8 @@ class Decoder:
         self._filled = self._steps = 0
         # Room for all that may come, on a CPU taken from the system only as far as it is used.
         room = width + beams * max_new_tokens
-        # Keys lie along the entries: so few queries are multiplied with them a third faster.
-        size, kind = config.n_embd // self._heads, {"dtype": model.dtype, "device": device}
-        self._keys = torch.empty(config.n_layer, len(prompts), self._heads, size, room, **kind)
-        self._values = torch.empty(config.n_layer, len(prompts), self._heads, room, size, **kind)
+        shape = (config.n_layer, 2, len(prompts), self._heads, room, config.n_embd // self._heads)
+        self._cache = torch.empty(shape, dtype=model.dtype, device=device)
         self._buffer = torch.empty(len(prompts) * beams, config.vocab_size, dtype=model.dtype, device=device)
         self._visible = torch.zeros(len(prompts), beams, room, dtype=torch.bool, device=device)
         self._visible[:, :, :width] = (torch.arange(width, device=device) < self._lengths[:, None])[:, None]
@@ -83,7 +81,7 @@ class Decoder:
         self._visible[:, :, start:stop] = torch.eye(self._beams, dtype=torch.bool, device=tokens.device)
         positions = (self._lengths + self._steps)[:, None].expand_as(tokens)
         self._steps += 1
-        mask = torch.zeros((), dtype=self._keys.dtype, device=tokens.device).where(
+        mask = torch.zeros((), dtype=self._cache.dtype, device=tokens.device).where(
             self._visible[:, None, :, :stop], -torch.inf
         )
         return self._logits(tokens, positions, mask, None).view(*tokens.shape, -1)
@@ -97,17 +95,15 @@ class Decoder:
         order = alive.byte().argsort(dim=1, descending=True, stable=True)[:, : self._filled - first]
         self._visible[:, :, first : self._filled] = suffix.gather(2, order[:, None].expand(-1, self._beams, -1))
         self._visible[:, :, self._filled : last] = False
-        new = slice(first, self._filled)
-        for keys, values in zip(self._keys, self._values, strict=True):
-            entries = order[:, None, None].expand(-1, *keys.shape[1:3], -1)
-            keys[..., new] = keys[..., first:last].gather(3, entries)
-            values[:, :, new] = values[:, :, first:last].gather(2, entries.transpose(2, 3))
+        for layer in self._cache:
+            entries = order[None, :, None, :, None].expand(2, -1, self._heads, -1, layer.shape[-1])
+            layer[:, :, :, first : self._filled] = layer[:, :, :, first:last].gather(3, entries)
 
     def keep(self, rows: Tensor) -> None:
         """Forget all prompts but `rows` (kept,), which are sorted."""
-        keys, values = self._keys[:, rows, ..., : self._filled], self._values[:, rows, :, : self._filled]
-        self._keys, self._values = self._keys[:, : len(rows)], self._values[:, : len(rows)]
-        self._keys[..., : self._filled], self._values[:, :, :, : self._filled] = keys, values
+        used = self._cache[:, :, rows, :, : self._filled]
+        self._cache = self._cache[:, :, : len(rows)]
+        self._cache[:, :, :, :, : self._filled] = used
         self._visible, self._lengths = self._visible[rows], self._lengths[rows]
 
     def _logits(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, wanted: Tensor | None) -> Tensor:
@@ -125,12 +121,13 @@ class Decoder:
 
         def attend(layer: int, fused: Tensor) -> Tensor:
             query, key, value = fused.view(prompts, count, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-            keys, values = self._keys[layer, ..., :stop], self._values[layer, :, :, :stop]
-            keys[..., start:], values[:, :, start:] = key.transpose(2, 3), value
+            keys, values = self._cache[layer, :, :, :, :stop]
+            keys[:, :, start:], values[:, :, start:] = key, value
             if mask is None:
                 return causal_attention(fused.view(prompts, count, -1), self._heads, dropout=0.0).flatten(0, 1)
-            # Not torch's fused kernel, which on a CPU takes up to twice as long with ten queries.
-            scores = (query * (1 / math.sqrt(query.shape[-1]))) @ keys
+            # Not torch's fused kernel, which on a CPU takes up to twice as long with ten queries. Dense keys, as oneDNN
+            # would make them so itself, and after turning them.
+            scores = (query * (1 / math.sqrt(query.shape[-1]))) @ keys.contiguous().transpose(2, 3)
             mixed: Tensor = scores.add_(mask).softmax(-1) @ values
             return mixed.transpose(1, 2).reshape(prompts * count, -1)
 
