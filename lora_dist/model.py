@@ -242,6 +242,8 @@ def read_adapter_settings(folder: Path) -> LoraSettings:
         raise UserError(f"the adapter in {folder} is not a plain LoRA: train one with lora-dist or PEFT's LoraConfig")
     if config.get("bias", "none") != "none" or config.get("rank_pattern") or config.get("alpha_pattern"):
         raise UserError(f"the adapter in {folder} trains biases or mixes ranks, which lora-dist does not do")
+    if not config.keys() >= {"r", "lora_alpha", "target_modules"}:
+        raise UserError(f"{folder / ADAPTER_CONFIG} lacks r, lora_alpha or target_modules: copy the adapter again")
     targets = config["target_modules"]
     return LoraSettings(
         rank=config["r"],

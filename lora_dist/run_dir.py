@@ -202,14 +202,15 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        UserError: `problem`, if there is no such file or it is not JSON.
+        UserError: `problem`, if there is no such file or it is not an object in JSON.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise UserError(f"{problem}: {path} {reason}") from None
-    assert isinstance(value, dict)
+    if not isinstance(value, dict):
+        raise UserError(f"{problem}: {path} holds no JSON object")
     return value
 
 

@@ -232,6 +232,8 @@ def test_an_adapter_of_another_base_is_refused(adapter: Path, gpt2: GPT2LMHeadMo
 BAD_ADAPTERS: list[tuple[Damage, str]] = [
     (shutil.rmtree, "{folder} holds no adapter"),
     (overwriting("adapter_config.json", b"{"), "{folder} holds no adapter"),
+    (overwriting("adapter_config.json", b"[]"), "{folder} holds no adapter"),
+    (overwriting("adapter_config.json", b'{"peft_type": "LORA"}'), "lacks r, lora_alpha or target_modules"),
     (rewriting("adapter_config.json", peft_type="LOHA"), "in {folder} is not a plain LoRA"),
     (rewriting("adapter_config.json", use_dora=True), "in {folder} is not a plain LoRA"),
     (rewriting("adapter_config.json", use_rslora=True), "in {folder} is not a plain LoRA"),
