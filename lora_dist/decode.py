@@ -85,7 +85,8 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
         write_json(run.decode_signature, signature)
         write_jsonl(run.outputs, rows)
         if new := len(groups) - len(done):
-            write_json(run.decode_timing, {"sentences": new, "seconds": round(seconds, 3), **world.describe()})
+            where = {**world.describe(), "precision": settings.decode.precision}
+            write_json(run.decode_timing, {"sentences": new, "seconds": round(seconds, 3), **where})
     barrier(world)
 
 

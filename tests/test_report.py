@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,12 @@ from xml.etree import ElementTree
 import pytest
 from made_runs import MRS, SCORES, TEXTS, made_run, seeded
 
+from lora_dist.commands import TrainCommand
 from lora_dist.config import BASELINE, IMPROVED, Settings, UserError
+from lora_dist.parsing import parse_with_preset
 from lora_dist.report import write_report
 from lora_dist.report.compare import compare
+from lora_dist.report.page import how_made
 from lora_dist.report.published import PAPER, REPRODUCTIONS, TRAINABLE
 from lora_dist.report.results import configurations, load_results
 from lora_dist.report.tables import (
@@ -174,6 +178,30 @@ def test_decodings_of_one_adapter_are_compared_with_each_other_and_counted_once(
     assert len([line for line in text.splitlines() if line.startswith("| gpt2, improved")]) == 1
     assert "Decoding settings" not in write_report(runs[:2], RunDir(tmp_path / "other"))
     assert decoding_table(load_results(runs[:2])) is None
+
+
+def test_equal_names_of_different_things_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / "a"), made_run(tmp_path / "b")]
+    config = json.loads(runs[1].config.read_text())
+    config["data"]["train"] = "other rows"
+    runs[1].config.write_text(json.dumps(config))
+    assert [group.label for group in configurations(load_results(runs))] == ["gpt2, improved (a)", "gpt2, improved (b)"]
+
+
+def test_each_run_tells_the_command_that_makes_it_again(tmp_path: Path) -> None:
+    settings = seeded(replace(IMPROVED, data=replace(IMPROVED.data, dir=Path("my data"))), 7)
+    (result,) = load_results([made_run(tmp_path / "mine", settings)])
+    command, facts = how_made(result)
+    launcher, own = shlex.split(command.split(" -m lora_dist ")[0]), shlex.split(command.split(" -m lora_dist ")[1])
+    assert launcher[:2] == ["accelerate", "launch"]
+    assert launcher[2:] == [
+        *("--config_file", "accelerate_configs/ddp.yaml", "--num_processes", "2", "--mixed_precision", "no"),
+    ]
+    assert own[0] == "run"
+    again = parse_with_preset(TrainCommand, "run", None, own[1:])
+    assert again.sections() == settings
+    assert again.out == tmp_path / "mine"
+    assert "torch" in facts
 
 
 def test_the_plots_are_well_formed_and_beside_the_report(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ REPRODUCTIONS = (
     Published("microsoft/LoRA#165, GPT-2 S", "-", (0.6727, 8.6009, 0.4571, 0.6814, 2.3076)),
     Published("microsoft/LoRA#138, without the base's weights", "-", (0.0, 0.0196, 0.0034, 0.0072, 0.0)),
 )
-"""What people write in the issues of the LoRA authors' repository that they got with its recipe."""
+"""What people write in the issues of the LoRA authors' repository that they got with its recipe; the seed paper's own
+repository has the rows of its Table 3."""
 
 PUBLISHED_MODELS = ("gpt2", "gpt2-medium")
 """The base models of these scores, as the hub calls them."""
