@@ -20,14 +20,13 @@ from lora_dist import lora
 from lora_dist.batches import REFERENCE_TOKEN
 from lora_dist.config import LoraSettings, ModelSettings, UserError
 from lora_dist.gpt2 import fuse_activation
-from lora_dist.run_dir import read_json
+from lora_dist.run_dir import ADAPTER_WEIGHTS, read_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 PUBLISHED: dict[str, dict[str, int]] = {"gpt2": {}, "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
 """Shapes of the published models by hub id, as far as they differ from GPT2Config's defaults."""
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 REFERENCE_ROW = "reference_token.safetensors"
 

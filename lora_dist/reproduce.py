@@ -2,6 +2,7 @@
 
 import ctypes
 import fcntl
+import hashlib
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from lora_dist.launcher import Strategy, launch_command, launched_processes
 from lora_dist.metrics.java import find_java
 from lora_dist.pace import Pace, duration, kind, measure_pace
 from lora_dist.report import write_report
-from lora_dist.run_dir import RunDir, read_json
+from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir, read_json
 from lora_dist.settings_text import WITHOUT_EFFECT, as_options, changed_options, nearest_preset, to_arguments, to_json
 
 if TYPE_CHECKING:
@@ -57,12 +58,14 @@ class Job:
         return ["decode", str(self.source.root), *to_arguments(decoding), "--out", str(self.run.root)]
 
     def is_complete(self) -> bool:
-        """Whether its sentences are there, made with these settings; and its scores, if it was to be scored."""
-        if not (self.run.config.is_file() and self.run.decode_signature.is_file() and self.run.outputs.is_file()):
+        """Whether its sentences are there, of its adapter and by these settings; of a training also its scores."""
+        adapter = (self.source or self.run).adapter / ADAPTER_WEIGHTS
+        if not all(p.is_file() for p in (adapter, self.run.config, self.run.decode_signature, self.run.outputs)):
             return False
         signature = read_json(self.run.decode_signature, "no signature")
+        of_this = signature["adapter"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
         scored = self.run.scores.is_file() or self.source is not None
-        return scored and signature["decode"] == to_json(self.settings.decode)
+        return scored and of_this and signature["decode"] == to_json(self.settings.decode)
 
     def check(self) -> None:
         """Refuse a folder whose adapter was trained, or is being trained, in another way.
@@ -90,41 +93,42 @@ def reproduce(command: "ReproduceCommand") -> int:
     """
     if launched_processes() > 1:
         raise UserError("reproduce launches each run itself: start it without a launcher, and give --processes")
+    if RunDir(command.out).config.is_file():
+        raise UserError(f"--out {command.out} is the folder of a run: name one that holds runs, or a new one")
     processes = command.processes or _devices()
     runs = _runs(command)
-    decodings = [job for run in runs for job in _decodings(run, command)]
+    jobs = [*runs, *(decoding for run in runs for decoding in _decodings(run, command))]
     find_java()  # not after hours of training
-    for job in (*runs, *decodings):
+    for job in jobs:
         job.check()
-    todo = [job for job in (*runs, *decodings) if not job.is_complete()]
-    what = " x ".join(
-        ", ".join(map(str, values)) for values in (map(_short, command.models), command.presets, command.seeds)
-    )
-    print(
-        f"{len(runs)} runs ({what})"
-        + (f" and {len(decodings)} more decodings" if decodings else "")
-        + f" in {processes} {'process' if processes == 1 else 'processes'} under {command.out}: "
-        f"{len(runs) + len(decodings) - len(todo)} complete, {len(todo)} to do",
-        flush=True,
-    )
     with _alone(command.out) as lock, heed_signals() as request:
 
         def launch(arguments: Sequence[str], *, quiet: bool = False) -> int:
             return _launch(arguments, processes, command.strategy, lock, request, quiet=quiet)
 
+        todo = [job for job in jobs if not job.is_complete()]
+        print(_intention(command, len(runs), len(jobs), len(todo), processes), flush=True)
         paces = measure_pace([job.settings for job in todo], lambda words: launch(words, quiet=True))
-        failed = []
         for number, job in enumerate(todo):
             print(f"{job.name}: {number + 1} of {len(todo)}{_time_left(todo[number:], paces)}", flush=True)
-            if launch(job.arguments()) != 0:
-                failed.append(job.name)
+            if job.source is not None and not job.source.adapter.is_dir():
+                print(f"{job.name} has to wait for {job.source.root.name}", file=sys.stderr, flush=True)
+            elif launch(job.arguments()) != 0:
                 print(f"{job.name} failed; the others go on", file=sys.stderr, flush=True)
-    complete = [job.run for job in (*runs, *decodings) if job.is_complete()]
+    complete = [job for job in jobs if job.is_complete()]
     if complete:
-        print(write_report(complete, RunDir(command.out)))
-    if failed:
+        print(write_report([job.run for job in complete], RunDir(command.out)))
+    if failed := [job.name for job in jobs if job not in complete]:
         print(f"failed: {', '.join(failed)}; the same command tries again", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _intention(command: "ReproduceCommand", runs: int, jobs: int, todo: int, processes: int) -> str:
+    """What will be done, in a line."""
+    factors = [", ".join(map(str, values)) for values in (map(_short, command.models), command.presets, command.seeds)]
+    decodings = f" and {jobs - runs} more decodings" if jobs > runs else ""
+    where = f"{processes} {'process' if processes == 1 else 'processes'} under {command.out}"
+    return f"{runs} runs ({' x '.join(factors)}){decodings} in {where}: {jobs - todo} complete, {todo} to do"
 
 
 def _runs(command: "ReproduceCommand") -> list[Job]:

@@ -19,6 +19,8 @@ from lora_dist import __version__
 from lora_dist.config import Settings, UserError
 from lora_dist.settings_text import from_json, to_json
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""PEFT's name for the file with the matrices of an adapter."""
 PART = ".part."
 """How the names of files and folders begin that are still being written."""
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import product
@@ -24,8 +25,7 @@ from tqdm import tqdm
 from lora_dist.config import IMPROVED, DataSettings, ModelSettings, Settings, TrainSettings, UserError
 from lora_dist.e2e import FILES, SPLITS, group_by_mr, load_split, write_csv
 from lora_dist.launcher import Strategy, launch_command, launched_processes
-from lora_dist.model import ADAPTER_WEIGHTS
-from lora_dist.run_dir import RunDir, write_json
+from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir, write_json
 from lora_dist.settings_text import to_json
 
 TOLERANCE = 1e-5
@@ -40,6 +40,8 @@ TRAIN_EXAMPLES = 2 * GLOBAL_BATCH + 1
 DEV_EXAMPLES = 20
 TEST_MRS = 12
 PRETRAINING_STEPS = 30
+AT_ONCE = 2
+"""Cases that run side by side on a CPU: they are short, and spend most of it on starting, one thread each."""
 HANG_TIMEOUT = 300.0
 """Seconds without progress after which a process ends, and says where it was."""
 
@@ -106,10 +108,11 @@ def verify(
         if failure is not None:
             raise UserError(f"one process alone cannot train here, see lora-dist doctor: {failure}")
         print(f"{'':<24}{'adapter':>10}{'loss':>10}{'rates':>7}{'samples':>9}{'sentences':>11}", flush=True)
-        verdicts = [
-            _verdict(case, settings, reference, RunDir(folder / str(number)))
-            for number, case in enumerate(tqdm(cases, desc="verify", unit="run", leave=False))
-        ]
+        runs = [RunDir(folder / str(number)) for number in range(len(cases))]
+        with ThreadPoolExecutor(1 if torch.cuda.is_available() else AT_ONCE) as pool:
+            failures = pool.map(lambda case, run: train_and_decode(case, settings, run), cases, runs)
+            endings = tqdm(zip(cases, runs, failures, strict=True), "verify", len(cases), unit="run", leave=False)
+            verdicts = [_verdict(case, failure, run, reference) for case, run, failure in endings]
     good = all(verdicts)
     print(_coloured(f"{sum(verdicts)} of {len(verdicts)} are the same as one process, to rounding ({TOLERANCE})", good))
     return 0 if good else 1
@@ -209,8 +212,7 @@ def _series(run: RunDir, key: str) -> dict[int, float]:
     return {row["step"]: row[key] for row in rows if key in row}
 
 
-def _verdict(case: Case, settings: Settings, reference: RunDir, run: RunDir) -> bool:
-    failure = train_and_decode(case, settings, run)
+def _verdict(case: Case, failure: str | None, run: RunDir, reference: RunDir) -> bool:
     if failure is not None:
         tqdm.write(f"{case!s:<24}" + _coloured(f"FAILED: {failure}", False))
         return False

@@ -77,6 +77,8 @@ def test_a_run_that_was_decoded_otherwise_is_not_complete(tmp_path: Path) -> Non
     run.scores.unlink()
     assert not Job(run, IMPROVED).is_complete()
     assert Job(run, IMPROVED, source=run).is_complete()
+    other = made_run(tmp_path / "trained again")
+    assert not Job(run, IMPROVED, source=other).is_complete()
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,11 @@ def test_a_run_that_was_decoded_otherwise_is_not_complete(tmp_path: Path) -> Non
 def test_what_cannot_work_is_refused(changed: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         ReproduceCommand(**changed)  # type: ignore[arg-type]
+
+
+def test_a_run_is_no_folder_of_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is the folder of a run"):
+        reproduce(ReproduceCommand(out=made_run(tmp_path / "run").root))
 
 
 def test_models_with_one_name_would_share_folders(tmp_path: Path) -> None:
