@@ -55,10 +55,12 @@ def call_at(monkeypatch: pytest.MonkeyPatch, name: str, count: int, action: Call
     monkeypatch.setattr(train, name, called)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize(
-    ("function", "call", "update"),
-    [("make_update", 2, 2), ("make_update", 5, 5), ("dev_losses", 1, 3), ("dev_losses", 2, 6)],
+    ("function", "call", "update", "number"),
+    [
+        *(("make_update", 2, 2, number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)),
+        *((*place, signal.SIGTERM) for place in (("make_update", 5, 5), ("dev_losses", 1, 3), ("dev_losses", 2, 6))),
+    ],
 )
 def test_a_signal_ends_a_training_after_its_update_and_resume_ends_in_the_same_bits(
     number: signal.Signals,
