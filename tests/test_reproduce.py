@@ -124,7 +124,7 @@ def test_killed_at_random_it_ends_in_the_same_report(tiny_gpt2: Path, corpus: Pa
     draw, kills = random.Random(0), 0
     while True:
         process = begin(*words(tiny_gpt2, corpus, out, *more))
-        deadline = time.monotonic() + draw.uniform(8, 40)
+        deadline = time.monotonic() + draw.uniform(9, 18)
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         if process.poll() is not None:
