@@ -39,6 +39,7 @@ def copy_to(target: RunDir, source: Path, settings: Settings) -> None:
     adapter = source if _is_adapter(source) else RunDir(source).adapter
     if not adapter.is_dir():
         raise UserError(f"{adapter} is missing: train first, or go on with train --resume")
+    target.require_folder()
     if target.root.exists() and not _may_become_copy(target, adapter):
         raise UserError(f"--out {target.root} is no copy of {source}: name another folder")
     config = _foreign_config(adapter) if _is_adapter(source) else read_json(RunDir(source).config, "no run")
@@ -55,7 +56,7 @@ def _is_adapter(source: Path) -> bool:
 
 def _may_become_copy(target: RunDir, adapter: Path) -> bool:
     """Whether `target` has nothing yet, or this adapter and no checkpoints, as a training would have."""
-    if not any(not path.name.startswith(PART) for path in target.root.iterdir()):
+    if all(path.name.startswith(PART) for path in target.root.iterdir()):
         return True
     theirs, own = (folder / ADAPTER_WEIGHTS for folder in (adapter, target.adapter))
     return not target.checkpoints.exists() and own.is_file() and own.read_bytes() == theirs.read_bytes()

@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lora_dist.config import UserError
 from lora_dist.demo_corpus import plain_texts, write_corpus
+from lora_dist.device import default_processes
 from lora_dist.launcher import launch_command
 from lora_dist.run_dir import RunDir
 
@@ -45,7 +46,7 @@ def run_demo(folder: Path, seed: int) -> int:
     write_corpus(corpus, seed)
     print("2/3 a tiny GPT-2, pre-trained on the corpus' plain text", flush=True)
     pretrain(plain_texts(corpus), base, seed)
-    processes = torch.cuda.device_count() or 2
+    processes = default_processes()
     print(f"3/3 LoRA on {processes} processes, beam search, scores, report", flush=True)
     command = [*launch_command(processes), "-m", "lora_dist", "run", "improved"]
     settings = {**RUN_SETTINGS, "--train.seed": str(seed), "--model.name": str(base), "--data.dir": str(corpus)}

@@ -11,6 +11,11 @@ import torch
 from lora_dist.config import Precision, UserError
 
 
+def default_processes() -> int:
+    """How many processes to launch where nobody says: one a GPU, or two on CPU cores."""
+    return torch.cuda.device_count() or 2
+
+
 def choose_device(device: str, launched: int) -> bool:
     """Pick the device before accelerate does; return whether it is the CPU.
 

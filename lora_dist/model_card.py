@@ -4,10 +4,10 @@ import json
 import os
 from typing import Any
 
-from lora_dist.config import UserError
+from lora_dist.config import Settings, UserError
 from lora_dist.metrics import METRICS
 from lora_dist.run_dir import RunDir, read_json, write_text
-from lora_dist.settings_text import as_options, command_line
+from lora_dist.settings_text import as_options, command_line, from_json
 
 CARD = "README.md"
 
@@ -22,18 +22,17 @@ def write_card(run: RunDir) -> None:
     config = read_json(run.config, f"{run.root} is not the folder of a run")
     if not run.adapter.is_dir():
         raise UserError(f"{run.adapter} is missing: train first")
-    write_text(run.adapter / CARD, card(run, config, scores))
+    write_text(run.adapter / CARD, card(config, scores))
 
 
-def card(run: RunDir, config: dict[str, Any], scores: dict[str, Any]) -> str:
+def card(config: dict[str, Any], scores: dict[str, Any]) -> str:
     """Base, data, recipe, scores and their signature, as Markdown with the hub's head of YAML.
 
     Args:
-        run: whose card it is.
         config: of config.json.
         scores: of scores.json.
     """
-    settings = run.settings()
+    settings = from_json(Settings, config["settings"])
     on_hub = not os.path.exists(settings.model.name)
     head: dict[str, Any] = {
         **({"base_model": settings.model.name} if on_hub else {}),
@@ -85,7 +84,7 @@ def push(run: RunDir, repository: str) -> str:
         UserError: if the hub cannot be reached, or refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     write_card(run)
     api = HfApi()
@@ -94,7 +93,7 @@ def push(run: RunDir, repository: str) -> str:
         api.upload_folder(
             repo_id=url.repo_id, folder_path=run.adapter, commit_message="Adapter and model card from lora_dist"
         )
-    except (HFValidationError, HfHubHTTPError, OSError) as error:  # OSError: no connection
+    except (HFValidationError, HTTPError, OSError) as error:  # OSError: it is told to be offline
         reason = " ".join(str(error).split())
         raise UserError(
             f"--push {repository} failed ({reason}): check the name, the network, and hf auth login"

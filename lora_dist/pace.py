@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_dist.config import DataSettings, Settings
-from lora_dist.e2e import FILES, SPLITS, Example, Split, group_by_mr, load_split, write_csv
+from lora_dist.e2e import FILES, SPLITS, group_by_mr, load_split, write_csv
 from lora_dist.run_dir import RunDir, read_json, read_jsonl
 from lora_dist.settings_text import changed_options, nearest_preset, to_arguments
 
@@ -49,51 +49,50 @@ def kind(settings: Settings) -> str:
     return f"{settings.model.name} {nearest_preset(settings)}"
 
 
-def measure_pace(runs: Sequence[Settings], launch: Callable[[Sequence[str]], int]) -> dict[str, Pace]:
+def measure_pace(
+    data: DataSettings, runs: Sequence[Settings], launch: Callable[[Sequence[str]], int]
+) -> dict[str, Pace]:
     """The pace of each kind among `runs` that works.
 
     Args:
+        data: the corpus of all of them.
         runs: what will be trained.
         launch: runs a command of ours and returns its exit code.
     """
     kinds = {kind(settings): settings for settings in runs}
     if not kinds:
         return {}
-    corpora = {settings.data: _Sample(settings.data) for settings in kinds.values()}
-    found = {}
-    for name, settings in kinds.items():
-        print(f"measuring {name}: {UPDATES} updates, {SENTENCES} sentences", flush=True)
-        with tempfile.TemporaryDirectory(prefix="lora-dist-pace-") as folder:
-            corpus, run = Path(folder) / "corpus", RunDir(Path(folder) / "run")
-            corpora[settings.data].write(corpus)
+    found: dict[str, Pace] = {}
+    with tempfile.TemporaryDirectory(prefix="lora-dist-pace-") as folder:
+        corpus = Path(folder)
+        sizes = _write_sample(data, corpus)
+        for number, (name, settings) in enumerate(kinds.items()):
+            print(f"measuring {name}: {UPDATES} updates, {SENTENCES} sentences", flush=True)
+            run = RunDir(corpus / str(number))
+            # So many epochs that a corpus of a few examples has all the updates as well.
+            recipe = replace(settings.train, epochs=UPDATES, max_steps=UPDATES, log_steps=LOG_STEPS)
             few = replace(
                 settings,
                 data=DataSettings(dir=corpus),
-                train=replace(settings.train, max_steps=UPDATES, log_steps=LOG_STEPS, tracker="none", profile=False),
+                train=replace(recipe, tracker="none", profile=False),
                 decode=replace(settings.decode, limit=SENTENCES),
             )
             words = ["run", nearest_preset(few), *to_arguments(changed_options(few)), "--out", str(run.root)]
             start = time.monotonic()
             if launch(words) == 0:
-                found[name] = _pace(run, settings, time.monotonic() - start, corpora[settings.data].sizes)
+                found[name] = _pace(run, settings, time.monotonic() - start, sizes)
     return found
 
 
-class _Sample:
-    """A corpus small enough to be trained on and decoded in seconds, of the same kind as the whole one."""
-
-    def __init__(self, data: DataSettings) -> None:
-        splits = {split: load_split(data, split) for split in SPLITS}
-        self.sizes: dict[str, int] = {split: len(examples) for split, examples in splits.items()}
-        self.sizes["test"] = len(group_by_mr(splits["test"]))
-        mrs = {group.mr for group in group_by_mr(splits["test"])[:SENTENCES]}
-        test = [example for example in splits["test"] if example.mr in mrs]
-        self._splits: dict[Split, list[Example]] = {**splits, "dev": splits["dev"][:SENTENCES], "test": test}
-
-    def write(self, folder: Path) -> None:
-        folder.mkdir()
-        for split, examples in self._splits.items():
-            write_csv(folder / FILES[split], examples)
+def _write_sample(data: DataSettings, folder: Path) -> dict[str, int]:
+    """Write a corpus that is decoded in seconds; how many examples, and test MRs, the whole one has."""
+    splits = {split: load_split(data, split) for split in SPLITS}
+    groups = group_by_mr(splits["test"])
+    mrs = {group.mr for group in groups[:SENTENCES]}
+    write_csv(folder / FILES["train"], splits["train"])
+    write_csv(folder / FILES["dev"], splits["dev"][:SENTENCES])
+    write_csv(folder / FILES["test"], [example for example in splits["test"] if example.mr in mrs])
+    return {"train": len(splits["train"]), "dev": len(splits["dev"]), "test": len(groups)}
 
 
 def _pace(run: RunDir, settings: Settings, seconds: float, sizes: dict[str, int]) -> Pace:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_dist.config import PRESETS, DecodeSettings, ModelSettings, NgramScope, Settings, UserError
+from lora_dist.device import default_processes
 from lora_dist.interruption import Interrupted, StopRequest, heed_signals
 from lora_dist.launcher import Strategy, launch_command, launched_processes
 from lora_dist.metrics.java import find_java
@@ -95,7 +96,8 @@ def reproduce(command: "ReproduceCommand") -> int:
         raise UserError("reproduce launches each run itself: start it without a launcher, and give --processes")
     if RunDir(command.out).config.is_file():
         raise UserError(f"--out {command.out} is the folder of a run: name one that holds runs, or a new one")
-    processes = command.processes or _devices()
+    RunDir(command.out).require_folder()
+    processes = command.processes or default_processes()
     runs = _runs(command)
     jobs = [*runs, *(decoding for run in runs for decoding in _decodings(run, command))]
     find_java()  # not after hours of training
@@ -108,7 +110,7 @@ def reproduce(command: "ReproduceCommand") -> int:
 
         todo = [job for job in jobs if not job.is_complete()]
         print(_intention(command, len(runs), len(jobs), len(todo), processes), flush=True)
-        paces = measure_pace([job.settings for job in todo], lambda words: launch(words, quiet=True))
+        paces = measure_pace(command.data, [job.settings for job in todo], lambda words: launch(words, quiet=True))
         for number, job in enumerate(todo):
             print(f"{job.name}: {number + 1} of {len(todo)}{_time_left(todo[number:], paces)}", flush=True)
             if job.source is not None and not job.source.adapter.is_dir():
@@ -163,12 +165,6 @@ def _decodings(job: Job, command: "ReproduceCommand") -> list[Job]:
 
 def _short(model: str) -> str:
     return Path(model).name
-
-
-def _devices() -> int:
-    import torch
-
-    return torch.cuda.device_count() or 2
 
 
 def _time_left(todo: Sequence[Job], paces: dict[str, Pace]) -> str:

@@ -124,14 +124,22 @@ class RunDir:
         values = read_json(self.config, f"{self.root} is not the folder of a run")
         return from_json(Settings, values["settings"])
 
+    def require_folder(self) -> None:
+        """Refuse a root that is something else than a folder.
+
+        Raises:
+            UserError: if it is.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"--out {self.root} is a file: name a folder")
+
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Make sure that the folder may be written to, and that no other run would be lost by it; changes nothing.
 
         Raises:
             UserError: if the folder holds something and neither flag says what to do with it.
         """
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"--out {self.root} is a file: name a folder")
+        self.require_folder()
         if self.root.is_dir() and any(self.root.iterdir()):
             if overwrite and not self.config.is_file():
                 raise UserError(f"--out {self.root} is not the folder of a run, so --overwrite leaves it alone")

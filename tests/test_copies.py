@@ -40,6 +40,12 @@ def test_nothing_else_is_overwritten_by_a_copy(tmp_path: Path) -> None:
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_copy_into_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file: name a folder"):
+        copy_to(RunDir(tmp_path / "file"), made_run(tmp_path / "run").root, IMPROVED)
+
+
 def test_an_adapter_that_peft_trained_is_decoded_and_reported(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
     base, adapter, out = tmp_path / "base", tmp_path / "adapter", tmp_path / "run"
     tokenizer = load_tokenizer(ModelSettings(name=str(tiny_gpt2)))

@@ -122,6 +122,16 @@ def test_pushing_uploads_adapter_and_card(hub: Hub, tmp_path: Path, monkeypatch:
     assert set(hub.files) == {"README.md", "adapter_model.safetensors"}
 
 
+def test_a_hub_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made_run(tmp_path / "mine")
+    for name, value in {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x"}.items():
+        monkeypatch.setenv(name, value)
+    result = attempt("report", run.root, "--push", "me/adapter")
+    assert result.returncode == 2
+    assert "lora-dist: --push me/adapter failed" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize("repository", ["no such//name", "me/adapter"])
 def test_a_push_that_fails_is_one_sentence(repository: str, tmp_path: Path) -> None:
     run = made_run(tmp_path / "mine")

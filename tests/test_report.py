@@ -16,6 +16,7 @@ from lora_dist.commands import TrainCommand
 from lora_dist.config import BASELINE, IMPROVED, Settings, UserError
 from lora_dist.parsing import parse_with_preset
 from lora_dist.report import write_report
+from lora_dist.report.browser import browser_data
 from lora_dist.report.compare import compare
 from lora_dist.report.page import how_made
 from lora_dist.report.published import PAPER, REPRODUCTIONS, TRAINABLE
@@ -148,6 +149,40 @@ def test_configurations_and_recipe_are_read_back_from_the_runs(tmp_path: Path) -
     assert column(recipe, "Paper")["Scope of that ban"] == "-"
 
 
+def test_what_is_not_known_of_an_adapter_from_elsewhere_is_not_made_up(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "theirs")
+    config = json.loads(run.config.read_text())
+    run.config.write_text(json.dumps({**config, "world": None}))
+    groups = configurations(load_results([run]))
+    recipe = column(recipe_table(groups), "gpt2, improved")
+    assert recipe["Learning rate"] == recipe["Seeds"] == recipe["Epochs"] == "unknown"
+    assert recipe["Length penalty"] == "0.9"
+    assert column(adapter_table(groups), "gpt2, improved")["Initialisation"] == "unknown"
+    assert column(adapter_table(groups), "gpt2, improved")["Rank"] == "16"
+    assert cost_table(groups).rows == ()
+
+
+def test_nothing_is_so_many_per_cent_better_than_a_score_of_0(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / "a", BASELINE, scores=(0.0, 8, 0.4, 0.5, 2)), made_run(tmp_path / "b", IMPROVED)]
+    rows = {row[:2]: row[2:] for row in improvement_table(configurations(load_results(runs))).rows}
+    assert rows["gpt2, improved [a]", "gpt2, baseline"] == ("-",) * 6
+    assert rows["gpt2, baseline [a]", "gpt2, improved"][0] == "-100.00%"
+
+
+def test_a_meaning_representation_in_another_form_is_shown_whole(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "mine", mrs=("anything at all", *MRS[1:]))
+    (result,) = load_results([run])
+    data = browser_data([result])
+    assert data["mrs"][0]["slots"] == [("mr", "anything at all")]
+    assert data["runs"][0]["outputs"][0]["errors"] is None
+
+
+def test_a_report_into_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file: name a folder"):
+        write_report([made_run(tmp_path / "mine")], RunDir(tmp_path / "file"))
+
+
 def test_time_and_memory_come_from_the_logs(tmp_path: Path) -> None:
     (row,) = cost_table(configurations(load_results([made_run(tmp_path / "mine")]))).rows
     # 20 updates of 8 examples at 4 a second are 40 s; 3 sentences took 1.5 s.
@@ -259,6 +294,14 @@ def test_the_difference_of_two_runs_names_settings_scores_and_sentences(tmp_path
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in text.splitlines() if " | " in line}
     first, second, difference = map(float, rows["BLEU"][:3])
     assert difference == pytest.approx(second - first, abs=2e-4)
+
+
+def test_a_version_that_one_run_lacks_is_a_difference(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / "a"), made_run(tmp_path / "b")]
+    signature = json.loads(runs[1].decode_signature.read_text())
+    signature["versions"]["deepspeed"] = "0.19"
+    runs[1].decode_signature.write_text(json.dumps(signature))
+    assert "| version of deepspeed | None | 0.19 |" in compare(*runs)
 
 
 def test_runs_of_other_test_sets_have_no_difference(tmp_path: Path) -> None:

@@ -100,6 +100,12 @@ def test_a_run_is_no_folder_of_runs(tmp_path: Path) -> None:
         reproduce(ReproduceCommand(out=made_run(tmp_path / "run").root))
 
 
+def test_a_file_is_no_folder_of_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file: name a folder"):
+        reproduce(ReproduceCommand(out=tmp_path / "file"))
+
+
 def test_models_with_one_name_would_share_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="end in the same name"):
         reproduce(ReproduceCommand(models=("a/gpt2", "b/gpt2"), out=tmp_path / "out"))

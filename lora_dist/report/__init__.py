@@ -27,8 +27,9 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
     Runs that have not been scored since they were decoded are scored first.
 
     Raises:
-        UserError: if one is not the folder of a run, or has not been decoded.
+        UserError: if one is not the folder of a run, or has not been decoded, or `target` is a file.
     """
+    target.require_folder()
     results = load_results(runs)
     groups = configurations(trained(results))
     scores, decodings = score_table(groups), decoding_table(results)

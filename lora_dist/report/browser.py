@@ -32,20 +32,26 @@ def browser_data(results: Sequence[Result]) -> dict[str, Any]:
         {"name": result.name, "outputs": [found.get(mr) for mr in references]}
         for result, found in zip(results, outputs, strict=True)
     ]
-    mrs = [{"slots": parse_mr(mr), "references": texts} for mr, texts in references.items()]
+    mrs = [{"slots": _slots(mr), "references": texts} for mr, texts in references.items()]
     return {"columns": COLUMNS, "runs": runs, "mrs": mrs}
 
 
 def _output(row: dict[str, Any], scores: dict[str, float]) -> dict[str, Any]:
     try:
-        errors: list[tuple[str, str]] | None = [(e.kind, e.attribute) for e in find_errors(_mr(row), row["text"])]
+        errors: list[tuple[str, str]] | None = [
+            (e.kind, e.attribute) for e in find_errors(dict(parse_mr(row["mr"])), row["text"])
+        ]
     except UserError:  # a corpus with other values than E2E's
         errors = None
     return {"text": row["text"], "scores": [scores[name] for name in COLUMNS], "errors": errors}
 
 
-def _mr(row: dict[str, Any]) -> dict[str, str]:
-    return dict(parse_mr(row["mr"]))
+def _slots(mr: str) -> list[tuple[str, str]]:
+    """Attributes and values, or the whole text of an MR that is not in E2E's form."""
+    try:
+        return parse_mr(mr)
+    except UserError:
+        return [("mr", mr)]
 
 
 def as_script(data: dict[str, Any]) -> str:

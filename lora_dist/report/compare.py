@@ -1,6 +1,5 @@
 """What changed from one run to another: settings, scores with a paired test, and the sentences that differ."""
 
-from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -30,7 +29,8 @@ def compare(a: RunDir, b: RunDir) -> str:
 
 def _settings(first: Result, second: Result) -> Table:
     own, other = (_facts(result) for result in (first, second))
-    rows = tuple((name, str(own[name]), str(other[name])) for name in own if own[name] != other[name])
+    pairs = {name: (str(own.get(name)), str(other.get(name))) for name in {**own, **other}}  # a version may be missing
+    rows = tuple((name, *pair) for name, pair in pairs.items() if pair[0] != pair[1])
     notes = () if rows else ("none",)
     return Table("Settings that differ", ("", first.name, second.name), rows, notes)
 
@@ -80,9 +80,7 @@ def _scores(first: Result, second: Result) -> Table:
 
 
 def _sentences(first: Result, second: Result) -> Table:
-    pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]] = list(
-        zip(read_jsonl(first.run.outputs), read_jsonl(second.run.outputs), strict=True)
-    )
+    pairs = list(zip(read_jsonl(first.run.outputs), read_jsonl(second.run.outputs), strict=True))
     rows = tuple(
         (str(one["index"]), one["mr"], one["text"], other["text"])
         for one, other in pairs

@@ -11,6 +11,9 @@ from lora_dist.report.published import PAPER, REPRODUCTIONS
 from lora_dist.report.results import Configuration, Result
 from lora_dist.run_dir import read_json
 
+UNKNOWN = "unknown"
+"""Of the training of an adapter from elsewhere."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -34,17 +37,18 @@ def adapter_table(configurations: Sequence[Configuration]) -> Table:
         "Target modules": lambda lora: ", ".join(lora.targets),
         "Dropout": lambda lora: f"{lora.dropout:g}",
         "Bias": lambda _: "none",
-        "Initialisation": lambda lora: lora.init.capitalize(),
     }
     rows = [(name, *(cell(lora) for lora in columns.values())) for name, cell in lines.items()]
+    inits = [preset.lora.init.capitalize() for preset in PRESETS.values()]
+    inits += [c.first.settings.lora.init.capitalize() if c.first.trained_here else UNKNOWN for c in configurations]
+    rows.append(("Initialisation", *inits))
     counts = ["0.15M on Small", "2.36M on Small", *(f"{c.first.trainable:,}" for c in configurations)]
     return Table("Table 1: LoRA configurations", ("", *columns), (*rows, ("Trained numbers", *counts)))
 
 
 def recipe_table(configurations: Sequence[Configuration]) -> Table:
     """Table 2: how the runs were trained and decoded, read back from their folders, the paper's values first."""
-    columns: dict[str, Settings] = {"Paper": PRESETS["baseline"], **{c.label: c.first.settings for c in configurations}}
-    lines: dict[str, Callable[[Settings], Any]] = {
+    training: dict[str, Callable[[Settings], Any]] = {
         "Optimizer": lambda _: "AdamW",
         "Weight decay": lambda s: f"{s.train.weight_decay:g}",
         "Batch size": lambda s: s.train.global_batch_size,
@@ -56,6 +60,8 @@ def recipe_table(configurations: Sequence[Configuration]) -> Table:
         "Learning rate": lambda s: f"{s.train.learning_rate:g}",
         "GPT-2's own dropout": lambda s: "the checkpoint's" if s.model.dropout is None else f"{s.model.dropout:g}",
         "References behind one MR": lambda s: s.train.refs_per_mr,
+    }
+    decoding: dict[str, Callable[[Settings], Any]] = {
         "Beam size": lambda s: s.decode.num_beams,
         "Length penalty": lambda s: f"{s.decode.length_penalty:g}",
         "No repeated n-gram": lambda s: s.decode.no_repeat_ngram_size,
@@ -67,11 +73,15 @@ def recipe_table(configurations: Sequence[Configuration]) -> Table:
     unsaid = ["Training examples", "GPT-2's own dropout", "References behind one MR", "Scope of that ban"]
     unsaid += ["Early stopping", "Longest sentence, tokens", "Precision of decoding"]
     rows = []
-    for name, cell in lines.items():
-        paper, *others = (str(cell(settings)) for settings in columns.values())
-        rows.append((name, "-" if name in unsaid else paper, *others))
-    seeds = [", ".join(str(r.settings.train.seed) for r in c.results) for c in configurations]
-    return Table("Table 2: hyperparameters", ("", *columns), (*rows, ("Seeds", "-", *seeds)))
+    for name, cell in {**training, **decoding}.items():
+        cells = [
+            str(cell(c.first.settings)) if c.first.trained_here or name in decoding else UNKNOWN for c in configurations
+        ]
+        rows.append((name, "-" if name in unsaid else str(cell(PRESETS["baseline"])), *cells))
+    seeds = [", ".join(map(_seed, c.results)) for c in configurations]
+    return Table(
+        "Table 2: hyperparameters", ("", "Paper", *(c.label for c in configurations)), (*rows, ("Seeds", "-", *seeds))
+    )
 
 
 def score_table(configurations: Sequence[Configuration]) -> Table:
@@ -98,6 +108,9 @@ def improvement_table(configurations: Sequence[Configuration]) -> Table:
         others = [(f"{p.name}, paper", p.scores) for p in PAPER]
         others += [(o.label, o.mean()) for o in configurations if o is not c and o.first.base == c.first.base]
         for name, scores in others:
+            if not all(scores):  # a model that says nothing right scores 0, and nothing is so many per cent more
+                rows.append((label, name, *["-"] * (len(METRICS) + 1)))
+                continue
             relative = [(mine / theirs - 1) * 100 for mine, theirs in zip(c.mean(), scores, strict=True)]
             rows.append((label, name, *(f"{value:+.2f}%" for value in (*relative, statistics.mean(relative)))))
     head = ("Model", "over", *METRICS, "Average")
@@ -113,12 +126,8 @@ def cost_table(configurations: Sequence[Configuration]) -> Table:
         world = c.first.config["world"]
         updates = [row for r in c.results for row in r.updates()]
         memory = max((gib for row in updates for gib in row.get("peak_memory_gib", [])), default=None)
-        seconds = [r.training_seconds for r in c.results if r.training_seconds is not None]
-        examples = [
-            r.updates()[-1]["step"] * r.settings.train.global_batch_size / r.training_seconds
-            for r in c.results
-            if r.training_seconds is not None
-        ]
+        seconds = [s for r in c.results if (s := r.training_seconds) is not None]
+        examples = [updates[-1]["step"] * c.first.settings.train.global_batch_size / s for s in seconds]
         timings = [read_json(r.run.decode_timing, "no timing") for r in c.results if r.run.decode_timing.is_file()]
         rows.append(
             (
@@ -144,7 +153,7 @@ def run_table(results: Sequence[Result]) -> Table:
             f"{value:.4f}" + (" [{:.4f}, {:.4f}]".format(*intervals[name]) if name in intervals else "")
             for name, value in zip(METRICS, r.values, strict=True)
         ]
-        rows.append((r.name, str(r.settings.train.seed), *cells, _slot_errors([r])))
+        rows.append((r.name, _seed(r), *cells, _slot_errors([r])))
     notes = ["In brackets 95 % intervals of the bootstrap over test instances (Koehn 2004)"]
     return Table("Each run", ("Run", "Seed", *METRICS, "Slot errors"), tuple(rows), tuple(notes))
 
@@ -209,6 +218,10 @@ def markdown(table: Table) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _seed(result: Result) -> str:
+    return str(result.settings.train.seed) if result.trained_here else UNKNOWN
 
 
 def _four(value: float) -> str:
