@@ -11,18 +11,11 @@ from typing import Any
 import numpy as np
 from transformers import GPT2Config
 
-from lora_dist.batches import (
-    BatchShape,
-    Indices,
-    TokenizedExamples,
-    batch_shape,
-    deal,
-    epoch_order,
-    global_batch,
-)
+from lora_dist.batches import BatchShape, TokenizedExamples, batch_shape
 from lora_dist.config import ModelSettings, Settings, TrainSettings, UserError
 from lora_dist.e2e import load_split
 from lora_dist.model import PUBLISHED, load_config, load_tokenizer
+from lora_dist.order import Indices, deal, epoch_order, global_batch
 from lora_dist.token_cache import tokenize_cached
 
 E2E_EXAMPLES, E2E_TOKENS, E2E_LONGEST_PROMPT = 42_061, 2_728_710, 51

@@ -13,23 +13,21 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from lora_dist import lora
-from lora_dist.batches import (
-    Indices,
-    TokenizedExamples,
-    checksum,
-    collate,
-    dev_batches,
-    epoch_order,
-    global_batch,
-    no_examples,
-    rank_share,
-    shared_order,
-    shared_rank_share,
-)
+from lora_dist.batches import TokenizedExamples, collate, no_examples
 from lora_dist.checkpoint import Checkpoint
 from lora_dist.config import TrainSettings
 from lora_dist.distributed import World, sum_over_ranks
 from lora_dist.loss import ReferenceLoss
+from lora_dist.order import (
+    Indices,
+    checksum,
+    dev_batches,
+    epoch_order,
+    global_batch,
+    rank_share,
+    shared_order,
+    shared_rank_share,
+)
 from lora_dist.packed import can_pack
 from lora_dist.replica import Replica
 from lora_dist.training_log import Update

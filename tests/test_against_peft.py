@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from lora_dist import lora
-from lora_dist.batches import TokenizedExamples, epoch_order, global_batch
+from lora_dist.batches import TokenizedExamples
 from lora_dist.config import PRESETS, DataSettings, ModelSettings, Settings
 from lora_dist.demo_corpus import write_corpus
 from lora_dist.distributed import world
+from lora_dist.order import epoch_order, global_batch
 from lora_dist.train import load_data, load_model, seed_everything
 from lora_dist.update import make_update, replicate
 

@@ -226,14 +226,14 @@ def sabotage(folder: Path, line: str) -> dict[str, str]:
     """Environment of a launch in which rank 1 does `line` as it takes its share of the fourth update."""
     code = f"""
         import time
-        import lora_dist.batches as batches
-        share, calls = batches.rank_share, []
+        import lora_dist.order as order
+        share, calls = order.rank_share, []
         def sabotaged(*arguments):
             calls.append(1)
             if len(calls) == 4:
                 {line}
             return share(*arguments)
-        batches.rank_share = sabotaged
+        order.rank_share = sabotaged
     """
     return before_all_else(folder, code, rank=1)
 

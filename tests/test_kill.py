@@ -97,9 +97,9 @@ def test_twenty_kills_at_random_moments(
 
 def test_an_exception_on_one_rank_ends_all_with_its_words(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
     code = """
-        import lora_dist.batches
+        import lora_dist.order
         def broken(*_): raise MemoryError('rank 1 has no memory left')
-        lora_dist.batches.rank_share = broken
+        lora_dist.order.rank_share = broken
     """
     variables = before_all_else(tmp_path, code, rank=1)
     start = time.monotonic()

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from lora_dist.batches import BatchShape, TokenizedExamples, collate, epoch_order, global_batch, rank_share
+from lora_dist.batches import BatchShape, TokenizedExamples, collate
 from lora_dist.config import TrainSettings
 from lora_dist.lookahead import _largest
+from lora_dist.order import epoch_order, global_batch, rank_share
 
 
 @pytest.mark.parametrize(

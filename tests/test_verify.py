@@ -103,9 +103,9 @@ def test_a_rank_that_leaves_out_an_example_turns_the_table_red(
     assert main(command) == 0
     assert "1 of 1 are the same" in capsys.readouterr().out
     code = """
-        import lora_dist.batches as batches
-        share = batches.rank_share
-        batches.rank_share = lambda *a: [part[:2] for part in share(*a)]
+        import lora_dist.order as order
+        share = order.rank_share
+        order.rank_share = lambda *a: [part[:2] for part in share(*a)]
     """
     for name, value in before_all_else(tmp_path, code, rank=1).items():
         monkeypatch.setenv(name, value)

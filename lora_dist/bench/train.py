@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from lora_dist import lora
-from lora_dist.batches import TokenizedExamples, global_batch
+from lora_dist.batches import TokenizedExamples
 from lora_dist.bench import Row
 from lora_dist.bench.machine import Measurement, matmul_ceiling, measure_apart
 from lora_dist.bench.models import save_model
@@ -44,6 +44,7 @@ from lora_dist.bench.work import count, necessary_work
 from lora_dist.config import Precision, Settings, UserError
 from lora_dist.device import compute_precision
 from lora_dist.model import identify, inject, load_tokenizer, save_adapter
+from lora_dist.order import global_batch
 from lora_dist.train import load_data
 from lora_dist.update import training_order
 

@@ -20,12 +20,13 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from lora_dist.batches import Indices, TokenizedExamples, global_batch
+from lora_dist.batches import TokenizedExamples
 from lora_dist.config import Precision, Settings
 from lora_dist.distributed import world
 from lora_dist.launcher import MIXED_PRECISION
 from lora_dist.lora import PEFT_PREFIX
 from lora_dist.model import DTYPES, load_adapter_state
+from lora_dist.order import Indices, global_batch
 from lora_dist.train import load_model, seed_everything
 from lora_dist.update import make_update, replicate, training_order
 

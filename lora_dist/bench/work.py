@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import GPT2LMHeadModel
 
-from lora_dist.batches import Indices, TokenizedExamples
+from lora_dist.batches import TokenizedExamples
 from lora_dist.lora import LoraConv1D
+from lora_dist.order import Indices
 
 
 @dataclass(frozen=True)
