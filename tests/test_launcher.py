@@ -1,3 +1,4 @@
+import json
 import subprocess
 from pathlib import Path
 from typing import get_args
@@ -9,10 +10,10 @@ from launching import CONFIGS
 from lora_dist.launcher import Strategy, launch_command
 
 REPORT = """
-import os
-from accelerate import PartialState
+import json, os, pathlib, sys
 names = ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DEEPSPEED_ZERO_STAGE")
-print("found", [os.environ.get(name) for name in names])
+found = pathlib.Path(sys.argv[1], os.environ.get("RANK", "0") + ".json")
+found.write_text(json.dumps([os.environ.get(name) for name in names]))
 """
 
 
@@ -21,12 +22,17 @@ def test_the_command_starts_as_many_processes_as_asked(processes: int, tmp_path:
     script = tmp_path / "report.py"
     script.write_text(REPORT)
     done = subprocess.run(
-        [*launch_command(processes, "ddp", "fp32"), script], capture_output=True, text=True, check=False
+        [*launch_command(processes, "ddp", "fp32"), script, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = [line for line in done.stdout.splitlines() if line.startswith("found")]
-    world = "None" if processes == 1 else f"'{processes}'"
-    assert found == [f"found [{world}, 'no', None]"] * processes
+    # A file for each rank: lines that several ranks print into one pipe come mixed.
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(processes)]
+    world = None if processes == 1 else str(processes)
+    assert found == [[world, "no", None]] * processes
+    assert len(list(tmp_path.glob("*.json"))) == processes
 
 
 @pytest.mark.parametrize("strategy", [name for name in get_args(Strategy) if name != "ddp"])
