@@ -131,6 +131,8 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward adds up in any order
         torch.backends.cuda.enable_cudnn_sdp(False)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # Torch would fill each fresh tensor with NaN then, a pass over all of them; nothing here reads what nobody wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def load_model(settings: Settings, precision: Precision) -> tuple[GPT2LMHeadModel, Any]:
