@@ -116,11 +116,14 @@ def score_run(run: RunDir, variant: Variant = "perl") -> dict[str, Any]:
 
     The slot error rate of a corpus that has other values than E2E is null, with the reason. There are no intervals
     where NIST is not defined for every resample, as with a handful of very short outputs.
+
+    Raises:
+        UserError: if the run has no outputs, or Java is not there or fails; nothing is written then.
     """
     paths = run.references_text, run.outputs_text
     try:
         scores = score_files(*paths, variant, sentence_level=run.sentence_scores, resamples=RESAMPLES)
-    except UserError:
+    except bootstrap.UndefinedResample:
         scores = score_files(*paths, variant, sentence_level=run.sentence_scores)
     decoding = read_json(run.decode_signature, f"{run.root} has not been decoded")
     rows = read_jsonl(run.outputs)

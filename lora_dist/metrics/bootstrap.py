@@ -9,11 +9,16 @@ millisecond. The weights of n-grams in NIST and CIDEr stay those of the whole se
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_dist.config import UserError
 from lora_dist.metrics import METRICS, Measurements
 
 LEAST_RESAMPLES = 40
 """With fewer, no resample lies outside a 95 % interval."""
 _ENDS = (2.5, 97.5)
+
+
+class UndefinedResample(UserError):
+    """A score is not defined for some resample, though it may be for the whole set."""
 
 
 def resampled_scores(measured: Measurements, resamples: int, seed: int) -> NDArray[np.float64]:
@@ -23,12 +28,15 @@ def resampled_scores(measured: Measurements, resamples: int, seed: int) -> NDArr
     same instances are pairs.
 
     Raises:
-        UserError: if NIST is not defined for a sample (see `mteval.nist`).
+        UndefinedResample: if NIST is not defined for a sample (see `mteval.nist`).
     """
     generator = np.random.default_rng(seed)
     instances = len(measured.rouge)
     drawn = (generator.integers(instances, size=instances) for _ in range(resamples))
-    return np.array([list(measured.scores(rows).values()) for rows in drawn])
+    try:
+        return np.array([list(measured.scores(rows).values()) for rows in drawn])
+    except UserError as error:
+        raise UndefinedResample(f"in a resample {error}") from None
 
 
 def intervals(samples: NDArray[np.float64]) -> dict[str, list[float]]:

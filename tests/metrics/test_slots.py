@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from lora_dist import metrics
 from lora_dist.cli import main
 from lora_dist.config import DataSettings, UserError
 from lora_dist.e2e import load_split, parse_mr
@@ -212,9 +213,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "1 meaning representations for 2 outputs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("food", "rate"), [("French", 0.25), ("Greek", None)])
-def test_scores_of_a_run(food: str, rate: float | None, tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
+def decoded_run(folder: Path, food: str) -> RunDir:
+    run = RunDir(folder)
     texts = [f"Cocum has {food} food\u2028and good service.", "Zizzi is a nice place to eat."]
     mrs = [f"name[Cocum], food[{food}]", "name[Zizzi], area[riverside]"]
     write_jsonl(run.outputs, [{"mr": mr, "text": text} for mr, text in zip(mrs, texts, strict=True)])
@@ -222,6 +222,28 @@ def test_scores_of_a_run(food: str, rate: float | None, tmp_path: Path) -> None:
     write_text(run.outputs_text, "\n".join(lines) + "\n")
     write_text(run.references_text, "\n\n".join(lines) + "\n\n")
     write_json(run.decode_signature, {"beams": 10})
+    return run
+
+
+def test_a_java_that_is_killed_does_not_cost_a_run_its_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, measure = decoded_run(tmp_path, "French"), metrics.measure
+
+    def killed(*_: object) -> metrics.Measurements:
+        monkeypatch.setattr(metrics, "measure", measure)  # the next one lives
+        raise UserError("java failed with exit code -9")
+
+    monkeypatch.setattr(metrics, "measure", killed)
+    with pytest.raises(UserError, match="exit code -9"):
+        score_run(run)
+    assert not run.scores.exists()
+    assert "bootstrap" in score_run(run)
+
+
+@pytest.mark.parametrize(("food", "rate"), [("French", 0.25), ("Greek", None)])
+def test_scores_of_a_run(food: str, rate: float | None, tmp_path: Path) -> None:
+    run = decoded_run(tmp_path, food)
     score_run(run)
     scores = json.loads(run.scores.read_text())
     assert scores["slot_error_rate"]["rate"] == rate
