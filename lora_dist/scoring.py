@@ -118,7 +118,7 @@ def score_run(run: RunDir, variant: Variant = "perl") -> dict[str, Any]:
     where NIST is not defined for every resample, as with a handful of very short outputs.
 
     Raises:
-        UserError: if the run has no outputs, or Java is not there or fails; nothing is written then.
+        UserError: if the run has no outputs, or Java is not there or fails; scores.json stays as it was then.
     """
     paths = run.references_text, run.outputs_text
     try:
