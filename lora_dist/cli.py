@@ -207,13 +207,14 @@ def doctor(argv: Sequence[str]) -> int:
 
 def verify(argv: Sequence[str]) -> int:
     """Proof on this machine that every strategy and number of processes gives the same result."""
+    from lora_dist.device import default_processes
     from lora_dist.verify import verify as verify_here
 
     command = tyro.cli(VerifyCommand, prog="lora-dist verify", args=argv)
     return verify_here(
         None if command.model is None else ModelSettings(name=str(command.model)),
         None if command.data is None else DataSettings(dir=command.data),
-        command.processes,
+        command.processes or (default_processes(),),
         command.accumulation,
     )
 

@@ -208,8 +208,8 @@ class VerifyCommand:
     how many learning rates, batches and sentences differ; exit code 1 if anything but rounding does.
     """
 
-    processes: tuple[int, ...] = (2,)
-    """Numbers of processes to launch under each strategy."""
+    processes: tuple[int, ...] | None = None
+    """Numbers of processes to launch under each strategy; None is one a GPU, or two on CPU cores."""
     accumulation: tuple[int, ...] = (1,)
     """Accumulation steps to try with each of them."""
     model: Path | None = None

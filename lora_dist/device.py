@@ -9,11 +9,17 @@ import psutil
 import torch
 
 from lora_dist.config import Precision, UserError
+from lora_dist.launcher import processes_on_this_machine
 
 
 def default_processes() -> int:
     """How many processes to launch where nobody says: one a GPU, or two on CPU cores."""
     return torch.cuda.device_count() or 2
+
+
+def devices_for(processes: int) -> dict[str, str]:
+    """Environment for so many processes on this machine: without its GPUs, if there is not one for each."""
+    return {} if torch.cuda.device_count() >= processes else {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def choose_device(device: str, launched: int) -> bool:
@@ -28,6 +34,7 @@ def choose_device(device: str, launched: int) -> bool:
     Raises:
         UserError: if there is no such device, or it is not for one of several processes to choose.
     """
+    os.environ.pop("ACCELERATE_TORCH_DEVICE", None)  # what an earlier world in this process chose
     try:
         wanted = (
             torch.accelerator.current_accelerator(check_available=True) if device == "auto" else torch.device(device)
@@ -41,6 +48,11 @@ def choose_device(device: str, launched: int) -> bool:
     if device != "auto" and (wanted.index or 0) >= count:
         raise UserError(
             f"--device {device} is not there: this machine offers {count} {wanted.type} devices; try --device cpu"
+        )
+    if processes_on_this_machine() > count:
+        raise UserError(
+            f"the launcher started {processes_on_this_machine()} processes here for {count} {wanted.type} devices: "
+            f"give --num_processes {count}, or --device cpu for processes on CPU cores"
         )
     if launched > 1 and wanted.index is not None and device != "auto":
         raise UserError(

@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor
 from torch.distributed import distributed_c10d as distributed
@@ -106,6 +107,8 @@ def world(
     on_cpu = choose_device(device, launched)
     if on_cpu:
         keep_freed_memory()
+    if on_cpu and uses_deepspeed():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # it would take a GPU without asking
     if on_cpu and launched > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_on_this_machine()))
     _require_tracker(tracker)
@@ -139,6 +142,7 @@ def world(
             accelerator.wait_for_everyone()
     finally:
         accelerator.end_training()  # ends trackers and destroys the process group, before the interpreter does
+        AcceleratorState._reset_state(reset_partial_state=True)  # another world may follow, on another device
 
 
 def _listen_to_other_machines() -> None:

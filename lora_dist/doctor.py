@@ -1,5 +1,6 @@
 """What this machine offers for the job, and whether two processes on it find each other."""
 
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -7,8 +8,9 @@ from importlib import metadata
 import torch
 
 from lora_dist.config import UserError
+from lora_dist.device import devices_for
 from lora_dist.distributed import sum_over_ranks, world
-from lora_dist.launcher import launch_command
+from lora_dist.launcher import last_words, launch_command
 from lora_dist.metrics.java import find_java
 from lora_dist.run_dir import versions
 
@@ -53,18 +55,20 @@ def _deepspeed() -> tuple[str, bool]:
 def _all_reduce() -> tuple[str, bool]:
     """Whether 1 + 2 is 3 when each process holds one of the numbers."""
     command = [*launch_command(2), "-m", "lora_dist.doctor"]
+    environment = {**os.environ, **devices_for(2)}
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=ALL_REDUCE_TIMEOUT, check=False)
+        result = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=ALL_REDUCE_TIMEOUT, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"did not finish in {ALL_REDUCE_TIMEOUT} s", False
     if result.returncode == 0 and "sum over 2 ranks: 3" in result.stdout:
         return "joined and added up a number", True
-    return f"failed: {(result.stderr.strip() or 'no message').splitlines()[-1]}", False
+    return f"failed: {last_words(result)}", False
 
 
 if __name__ == "__main__":
-    # Where there is one GPU for two processes, NCCL refuses; the check is about processes, so it runs on the CPU.
-    with world("auto" if torch.cuda.device_count() >= 2 else "cpu") as here:
+    with world() as here:
         total = sum_over_ranks(here, torch.tensor([here.rank + 1], device=here.device)).item()
         if here.is_main:
             print(f"sum over {here.size} ranks: {total:.0f}")

@@ -4,6 +4,7 @@ No process group is touched here, and torch is not imported.
 """
 
 import os
+import subprocess
 import sys
 from importlib.util import find_spec
 from typing import Literal
@@ -14,6 +15,9 @@ MIXED_PRECISION: dict[Precision, str] = {"bf16": "bf16", "fp32": "no"}
 """What accelerate calls the precision of the frozen weights, on its command line and in ACCELERATE_MIXED_PRECISION."""
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "zero3_offload"]
+
+OWN_WORDS = "lora-dist: "
+"""How a line begins in which a process says itself why it ended."""
 
 _STRATEGIES: dict[Strategy, list[str]] = {
     "ddp": ["--multi_gpu"],
@@ -77,3 +81,11 @@ def launch_command(processes: int, strategy: Strategy = "ddp", precision: Precis
     if processes == 1 and strategy == "ddp":  # accelerate refuses --multi_gpu for one process
         return [*launcher, *common]
     return [*launcher, *_STRATEGIES[strategy], *common, "--main_process_port", "0"]
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """Why launched processes failed, in one line: what they say themselves, or the first error, or the exit code."""
+    lines = done.stderr.splitlines()
+    told = [line.removeprefix(OWN_WORDS) for line in lines if line.startswith(OWN_WORDS)]
+    errors = [line.strip() for line in lines if "Error: " in line]
+    return (told or errors or [f"exit code {done.returncode}"])[0]

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -23,16 +23,14 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from lora_dist.config import IMPROVED, DataSettings, ModelSettings, Settings, TrainSettings, UserError
+from lora_dist.device import devices_for
 from lora_dist.e2e import FILES, SPLITS, group_by_mr, load_split, write_csv
-from lora_dist.launcher import Strategy, launch_command, launched_processes
+from lora_dist.launcher import OWN_WORDS, Strategy, last_words, launch_command
 from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir, write_json
 from lora_dist.settings_text import to_json
 
 TOLERANCE = 1e-5
 """Largest relative difference that counts as rounding, in fp32."""
-
-OWN_WORDS = "lora-dist: "
-"""How a line begins in which a process says itself why it ended."""
 
 UPDATES = 20
 GLOBAL_BATCH = 16
@@ -104,13 +102,14 @@ def verify(
         folder = Path(name)
         settings = prepare(folder, model, data)
         reference = RunDir(folder / "reference")
-        failure = train_and_decode(Case(None), settings, reference)
+        devices = devices_for(max(case.processes for case in cases))
+        failure = train_and_decode(Case(None), settings, reference, devices)
         if failure is not None:
             raise UserError(f"one process alone cannot train here, see lora-dist doctor: {failure}")
         print(f"{'':<24}{'adapter':>10}{'loss':>10}{'rates':>7}{'samples':>9}{'sentences':>11}", flush=True)
         runs = [RunDir(folder / str(number)) for number in range(len(cases))]
-        with ThreadPoolExecutor(1 if torch.cuda.is_available() else AT_ONCE) as pool:
-            failures = pool.map(lambda case, run: train_and_decode(case, settings, run), cases, runs)
+        with ThreadPoolExecutor(1 if torch.cuda.is_available() and not devices else AT_ONCE) as pool:
+            failures = pool.map(lambda case, run: train_and_decode(case, settings, run, devices), cases, runs)
             endings = tqdm(zip(cases, runs, failures, strict=True), "verify", len(cases), unit="run", leave=False)
             verdicts = [_verdict(case, failure, run, reference) for case, run, failure in endings]
     good = all(verdicts)
@@ -168,21 +167,25 @@ def prepare(folder: Path, model: ModelSettings | None, data: DataSettings | None
     )
 
 
-def train_and_decode(case: Case, settings: Settings, run: RunDir) -> str | None:
-    """Run one case in processes of its own; None if it ended well, else its last words."""
+def train_and_decode(case: Case, settings: Settings, run: RunDir, devices: Mapping[str, str]) -> str | None:
+    """Run one case in processes of its own; None if it ended well, else its last words.
+
+    Args:
+        case: how to train.
+        settings: of all cases.
+        run: where to.
+        devices: see `device.devices_for`; the same for all cases, as each kind of device rounds in its own way.
+    """
     file = run.root.with_suffix(".json")
     recipe = replace(settings.train, accumulation_steps=case.accumulation_steps)
     write_json(file, to_json(replace(settings, train=recipe)))
     # One thread and fp32 also without a launcher, which would otherwise choose more.
-    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **devices, "ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}
     command = [*case.command(), "-m", "lora_dist.verify", str(file), str(run.root)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None
-    lines = done.stderr.splitlines()
-    told = [line.removeprefix(OWN_WORDS) for line in lines if line.startswith(OWN_WORDS)]
-    errors = [line for line in lines if "Error: " in line]
-    return (told or errors or [f"exit code {done.returncode}"])[0]
+    return last_words(done)
 
 
 def compare(run: RunDir, reference: RunDir) -> Difference:
@@ -236,9 +239,8 @@ def _run_case(file: Path, root: Path) -> None:
     from lora_dist.train import train
 
     settings, run = from_json(Settings, read_json(file, "verify has lost its settings")), RunDir(root)
-    device = "auto" if torch.cuda.device_count() >= launched_processes() else "cpu"
     try:
-        with world(device, hang_timeout=HANG_TIMEOUT) as here:
+        with world(hang_timeout=HANG_TIMEOUT) as here:
             train(settings, run, here)
             decode(settings, run, here)
     except UserError as error:

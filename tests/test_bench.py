@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2LMHeadModel
 
 from lora_dist import batches
-from lora_dist.bench import scaling, score, train, work
+from lora_dist.bench import decode, machine, scaling, score, train, work
 from lora_dist.bench.machine import Measurement
 from lora_dist.cli import main
 from lora_dist.config import LoraSettings
@@ -88,7 +88,8 @@ def test_training_beside_its_peers(
         return Measurement(seconds, 2**30, loss)
 
     monkeypatch.setattr(train, "measure_apart", measure_here)
-    monkeypatch.setattr(train, "compute_precision", lambda _: "bf16")
+    monkeypatch.setattr(machine, "compute_precision", lambda _: "bf16")
+    monkeypatch.setattr(machine, "CEILING_SECONDS", 1.0)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # which programs set; put back afterwards
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
@@ -118,6 +119,29 @@ def test_training_beside_its_peers(
         assert gain == pytest.approx(rows[name]["value"] / best, rel=1e-2)
     assert main([*start, "--updates", "99"]) == 2
     assert main(["bench", "train", *settings]) == 2
+
+
+def test_decoding_beside_its_peers(
+    corpus: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure_here(program: Callable[..., tuple[float, None]], *arguments: Any, threads: int) -> Measurement:
+        return Measurement(program(*arguments)[0], 2**30, None)
+
+    for name, value in {"ROUNDS": 1, "NEW_TOKENS": 4, "measure_apart": measure_here}.items():
+        monkeypatch.setattr(decode, name, value)
+    monkeypatch.setattr(decode, "find_spec", lambda _: None)  # CTranslate2 wants another kind of tokenizer
+    monkeypatch.setattr(decode, "bench_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(machine, "compute_precision", lambda _: "fp32")
+    file = tmp_path / "rows.json"
+    settings = ["--model.name", str(tiny_gpt2), "--data.dir", str(corpus), "--decode.num-beams", "2"]
+    assert main(["bench", "decode", *settings, "--count", "6", "--threads", "1", "--json", str(file)]) == 0
+    rows = {row["name"]: row for row in json.loads(file.read_text())}
+    peers = [*(f"generate, batch {n}, fp32" for n in (8, 16)), "generate, one at a time, fp32 (the seed's way)"]
+    assert [name for name, row in rows.items() if row["unit"] == "s an MR"][:-1] == ["ours, fp32", *peers]
+    for name in peers:
+        assert rows[name]["value"] > 0
+        assert rows[name]["ratio"] == pytest.approx(rows[name]["value"] / rows["ours, fp32"]["value"], rel=0.1)
+    assert not any("bf16" in name for name in rows)
 
 
 def test_necessary_work_is_that_of_the_products_torch_counts(

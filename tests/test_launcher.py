@@ -7,7 +7,7 @@ import pytest
 import yaml
 from launching import CONFIGS
 
-from lora_dist.launcher import Strategy, launch_command
+from lora_dist.launcher import Strategy, last_words, launch_command
 
 REPORT = """
 import json, os, pathlib, sys
@@ -44,3 +44,19 @@ def test_options_say_what_the_shipped_configs_say(strategy: Strategy) -> None:
         flag = f"--offload_{part}_device"
         asked = options[options.index(flag) + 1] if flag in options else "none"
         assert asked == config[f"offload_{part}_device"]
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ("noise\nlora-dist: the disk is full\n[rank0]: ValueError: not that\n=====\n", "the disk is full"),
+        (
+            "Traceback\n  x = 1\nRuntimeError: no network\n  raise\nChildFailedError: later\n=====\n",
+            "RuntimeError: no network",
+        ),
+        ("=====\n", "exit code 3"),
+        ("", "exit code 3"),
+    ],
+)
+def test_last_words_are_the_first_cause(errors: str, said: str) -> None:
+    assert last_words(subprocess.CompletedProcess([], 3, "", errors)) == said

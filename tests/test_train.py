@@ -176,18 +176,3 @@ def test_a_profile_changes_nothing_and_names_the_operations(
     events = json.loads(run.profile_trace.read_text())["traceEvents"]
     products = [event for event in events if event.get("name") == "aten::softmax"]
     assert len(products) == 2 * 2  # one a layer and update
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_trains_what_the_cpu_trains_and_repeats_to_the_bit(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    start = [*arguments, "--model.dropout", "0", "--lora.dropout", "0"]
-    first, again, cpu = (RunDir(tmp_path / name) for name in ("first", "again", "cpu"))
-    for run, device in ((first, "cuda"), (again, "cuda"), (cpu, "cpu")):
-        assert main([*start, "--device", device, "--out", str(run.root)]) == 0
-    assert weights(first) == weights(again)
-    losses = [[row["loss"] for row in rows(run) if "loss" in row] for run in (first, cpu)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

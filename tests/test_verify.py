@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_dist.cli import main
 from lora_dist.config import DataSettings, ModelSettings
+from lora_dist.device import devices_for
 from lora_dist.run_dir import RunDir
 from lora_dist.verify import UPDATES, Case, cases_here, compare, prepare, train_and_decode
 
@@ -20,7 +21,8 @@ from lora_dist.verify import UPDATES, Case, cases_here, compare, prepare, train_
 def reference(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("verify")
     run = RunDir(folder / "reference")
-    assert train_and_decode(Case(None), prepare(folder, ModelSettings(name=str(tiny_gpt2)), None), run) is None
+    settings = prepare(folder, ModelSettings(name=str(tiny_gpt2)), None)
+    assert train_and_decode(Case(None), settings, run, devices_for(2)) is None
     return run
 
 
@@ -131,11 +133,11 @@ def test_all_strategies_worlds_and_accumulations_agree_on_real_data(
     model, data = ModelSettings(name=str(shared / "mini-gpt2")), DataSettings(dir=shared / "e2e")
     settings = prepare(tmp_path, model, data)
     reference = RunDir(tmp_path / "reference")
-    assert train_and_decode(Case(None), settings, reference) is None
+    assert train_and_decode(Case(None), settings, reference, devices_for(4)) is None
     found = {}
     for number, case in enumerate(cases_here([2, 4], [1, 2, 4])):
         run = RunDir(tmp_path / str(number))
-        assert train_and_decode(case, settings, run) is None
+        assert train_and_decode(case, settings, run, devices_for(4)) is None
         found[str(case)] = compare(run, reference)
     with capsys.disabled():
         print("\nrelative error of the adapter and of the losses after 20 updates, processes x accumulation steps")

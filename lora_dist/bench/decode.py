@@ -5,7 +5,6 @@ the same work whatever the weights are.
 """
 
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -19,7 +18,15 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 from lora_dist.batches import encode_prompts
 from lora_dist.beam import beam_search
 from lora_dist.bench import Row
-from lora_dist.bench.machine import Measurement, matmul_ceiling, measure_apart, measure_together
+from lora_dist.bench.machine import (
+    Measurement,
+    bench_device,
+    matmul_ceiling,
+    measure_apart,
+    measure_together,
+    now,
+    precisions,
+)
 from lora_dist.bench.models import save_model
 from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision
 from lora_dist.decode import batch_tokens, chunks
@@ -63,23 +70,20 @@ def bench_decode(
         gpt2 = save_model(model, shape, Path(name))
         job = Job(Path(name), replace(settings, max_new_tokens=NEW_TOKENS), tokenizer.eos_token_id)
         found = _measure_all(job, prompts, threads)
-        halves = [sorted(prompts, key=len)[rank::2] for rank in range(2)]
-        shares = [(job, half, "fp32") for half in halves]
-        one = min(measure_apart(_in_turn, job, halves, "fp32", threads=1).seconds for _ in range(ROUNDS))
-        two = min(measure_together(_ours, shares).seconds for _ in range(ROUNDS))
-    return [*_rows(found, _work(gpt2, prompts, settings.num_beams), len(prompts), threads), _scaling(one, two, prompts)]
+        rows = _rows(found, _work(gpt2, prompts, settings.num_beams), len(prompts), threads)
+        return rows if bench_device().type == "cuda" else [*rows, _scaling(job, prompts)]
 
 
 def _measure_all(job: Job, prompts: Prompts, threads: int) -> dict[str, tuple[Measurement, int]]:
     """The best measurement of each program, and how many prompts it did."""
     few = prompts[:: max(1, len(prompts) // 4)][:4]  # one at a time takes long, and each as long as the other
     programs: dict[str, tuple[Any, ...]] = {}
-    for precision in ("fp32", "bf16"):
+    for precision in precisions():
         programs[f"ours, {precision}"] = (_ours, job, prompts, precision)
-        for size in (8, 16):
+        for size in (8, 16) if bench_device().type == "cpu" else (16, 64):
             programs[f"generate, batch {size}, {precision}"] = (_generate, job, prompts, precision, size)
     programs["generate, one at a time, fp32 (the seed's way)"] = (_generate, job, few, "fp32", 1)
-    if find_spec("ctranslate2") is not None:
+    if find_spec("ctranslate2") is not None and bench_device().type == "cpu":
         for kind in ("float32", "int8"):
             programs[f"CTranslate2, {kind}"] = (_ctranslate2, job, prompts, kind)
     best: dict[str, tuple[Measurement, int]] = {}
@@ -92,7 +96,7 @@ def _measure_all(job: Job, prompts: Prompts, threads: int) -> dict[str, tuple[Me
 
 
 def _rows(found: dict[str, tuple[Measurement, int]], work: float, count: int, threads: int) -> list[Row]:
-    ceilings = {"fp32": matmul_ceiling("fp32", threads), "bf16": matmul_ceiling("bf16", threads)}
+    ceilings = {precision: matmul_ceiling(precision, threads) for precision in precisions()}
     rows = []
     for name, (measured, done) in found.items():
         precision = "fp32" if "fp32" in name or "float32" in name else "bf16"
@@ -107,7 +111,12 @@ def _rows(found: dict[str, tuple[Measurement, int]], work: float, count: int, th
     return rows
 
 
-def _scaling(one: float, two: float, prompts: Prompts) -> Row:
+def _scaling(job: Job, prompts: Prompts) -> Row:
+    """Two processes beside one, each with one thread of a CPU."""
+    halves = [sorted(prompts, key=len)[rank::2] for rank in range(2)]
+    shares = [(job, half, "fp32") for half in halves]
+    one = min(measure_apart(_in_turn, job, halves, "fp32", threads=1).seconds for _ in range(ROUNDS))
+    two = min(measure_together(_ours, shares).seconds for _ in range(ROUNDS))
     name = "ours, fp32, one thread each: two processes, and how many times one's time"
     return Row(name, round(two / len(prompts), 4), "s an MR", round(two / one, 3))
 
@@ -121,14 +130,15 @@ def _work(model: GPT2LMHeadModel, prompts: Prompts, beams: int) -> float:
 
 def _ours(job: Job, prompts: Prompts, precision: Precision) -> tuple[float, None]:
     tokenizer = load_tokenizer(ModelSettings(name=str(job.folder)))
-    model = prepare(load_base(ModelSettings(name=str(job.folder)), tokenizer, DTYPES[precision]))
+    model = load_base(ModelSettings(name=str(job.folder)), tokenizer, DTYPES[precision])
+    model = prepare(model.to(bench_device()))
     never = -1  # an end-of-text that does not come
     todo = chunks([len(p) for p in prompts], job.settings.num_beams * NEW_TOKENS, batch_tokens(model, job.settings, 1))
     beam_search(model, prompts[:1], replace(job.settings, max_new_tokens=2), never)
-    start = time.perf_counter()
+    start = now()
     for chunk in todo:
         beam_search(model, [prompts[i] for i in chunk], job.settings, never)
-    return time.perf_counter() - start, None
+    return now() - start, None
 
 
 def _in_turn(job: Job, shares: Sequence[Prompts], precision: Precision) -> tuple[float, None]:
@@ -137,14 +147,14 @@ def _in_turn(job: Job, shares: Sequence[Prompts], precision: Precision) -> tuple
 
 
 def _generate(job: Job, prompts: Prompts, precision: Precision, size: int) -> tuple[float, None]:
-    model = GPT2LMHeadModel.from_pretrained(job.folder, dtype=DTYPES[precision]).eval()
+    model = GPT2LMHeadModel.from_pretrained(job.folder, dtype=DTYPES[precision]).to(bench_device()).eval()
     settings = job.settings
     ordered = sorted(prompts, key=len)
 
     def generate(batch: Sequence[Sequence[int]], new_tokens: int) -> None:
         width = max(map(len, batch))
-        ids = torch.tensor([[job.eos_id] * (width - len(p)) + list(p) for p in batch])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch])
+        ids = torch.tensor([[job.eos_id] * (width - len(p)) + list(p) for p in batch], device=model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=model.device)
         model.generate(
             ids,
             attention_mask=mask,
@@ -161,10 +171,10 @@ def _generate(job: Job, prompts: Prompts, precision: Precision, size: int) -> tu
 
     with torch.inference_mode():
         generate(ordered[:1], 2)
-        start = time.perf_counter()
+        start = now()
         for first in range(0, len(ordered), size):
             generate(ordered[first : first + size], NEW_TOKENS)
-        return time.perf_counter() - start, None
+        return now() - start, None
 
 
 def _ctranslate2(job: Job, prompts: Prompts, kind: str) -> tuple[float, None]:
@@ -184,6 +194,6 @@ def _ctranslate2(job: Job, prompts: Prompts, kind: str) -> tuple[float, None]:
         }
         texts = [tokenizer.convert_ids_to_tokens(prompt) for prompt in prompts]
         generator.generate_batch(texts[:1], min_length=2, max_length=2, **options)
-        start = time.perf_counter()
+        start = now()
         generator.generate_batch(texts, min_length=NEW_TOKENS, max_length=NEW_TOKENS, **options)
-        return time.perf_counter() - start, None
+        return now() - start, None

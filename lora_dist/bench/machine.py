@@ -10,9 +10,29 @@ from typing import Any
 import torch
 
 from lora_dist.config import Precision
-from lora_dist.device import keep_freed_memory, peak_memory
+from lora_dist.device import compute_precision, keep_freed_memory, peak_memory
 from lora_dist.model import DTYPES
 from lora_dist.packed import can_pack, pack, product
+
+CEILING_SECONDS = 10.0
+"""How long to look for the ceiling at most: a CPU without bf16 takes seconds to emulate one product."""
+
+
+def bench_device() -> torch.device:
+    """Where all programs compute: a GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precisions() -> tuple[Precision, ...]:
+    """Those that are worth measuring here: bf16 only where it is not emulated."""
+    return ("fp32", "bf16") if compute_precision(bench_device()) == "bf16" else ("fp32",)
+
+
+def now() -> float:
+    """Seconds, once all that was begun is done."""
+    if bench_device().type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -49,29 +69,29 @@ def _measure(program: Callable[..., tuple[float, Any]], arguments: tuple[Any, ..
     return Measurement(seconds, peak_memory(device), result)
 
 
-def matmul_ceiling(precision: Precision, threads: int, device: torch.device | None = None) -> float:
+def matmul_ceiling(precision: Precision, threads: int) -> float:
     """Multiplications and additions a second of a product as large as GPT-2's: the best of some.
 
     Args:
         precision: of the product.
         threads: of the CPU.
-        device: which computes it; None is the CPU.
     """
     torch.set_num_threads(threads)
-    a = torch.randn(1024, 768, dtype=DTYPES[precision], device=device)
-    b = torch.randn(768, 3072, dtype=DTYPES[precision], device=device)
-    on_gpu = a.device.type == "cuda"
-    together = 100 if on_gpu else 1  # a GPU is asked for many at a time, as one is over before the next is asked for
+    a = torch.randn(1024, 768, dtype=DTYPES[precision], device=bench_device())
+    b = torch.randn(768, 3072, dtype=DTYPES[precision], device=bench_device())
+    together = (
+        100 if a.device.type == "cuda" else 1
+    )  # a GPU is asked for many at a time, as one is over before the next is asked for
     ways: list[Callable[[], torch.Tensor]] = [lambda: a @ b]
     if can_pack(a.device, a.dtype):
         packed = pack(b.t())
         ways.append(lambda: product(a, packed))
-    best = float("inf")
+    best, begin = float("inf"), now()
     for multiply in ways * 20:
-        start = time.perf_counter()
+        if now() - begin > CEILING_SECONDS:
+            break
+        start = now()
         for _ in range(together):
             multiply()
-        if on_gpu:
-            torch.cuda.synchronize()
-        best = min(best, (time.perf_counter() - start) / together)
+        best = min(best, (now() - start) / together)
     return 2 * 1024 * 768 * 3072 / best

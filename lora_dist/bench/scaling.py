@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lora_dist.bench import Row
 from lora_dist.bench.models import save_model
 from lora_dist.config import Precision, Settings, UserError
-from lora_dist.launcher import MIXED_PRECISION, launch_command
+from lora_dist.launcher import MIXED_PRECISION, last_words, launch_command
 from lora_dist.run_dir import read_json, write_json
 from lora_dist.settings_text import from_json, to_json
 
@@ -67,11 +67,11 @@ def bench_scaling(settings: Settings, shape: str | None, precision: Precision, u
 
 
 def _run(command: Sequence[str], folder: Path, precision: Precision) -> dict[str, Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": MIXED_PRECISION[precision]}
+    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": MIXED_PRECISION[precision], "CUDA_VISIBLE_DEVICES": ""}
     arguments = [*command, str(folder / "job.json"), str(folder / "result.json")]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(arguments, env={**os.environ, **own}, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise UserError(f"bench scaling: a program failed: {' '.join(done.stderr.split())[-300:]}")
+        raise UserError(f"bench scaling: a program failed: {last_words(done)}")
     return read_json(folder / "result.json", "bench scaling: a program wrote no result")
 
 
@@ -83,7 +83,7 @@ def _measure(job: dict[str, Any], result: Path) -> None:
 
     settings: Settings = from_json(Settings, job["settings"])
     recipe, updates = settings.train, int(job["updates"])
-    with world("cpu") as here:
+    with world() as here:
         torch.set_num_threads(1)
         seed_everything(recipe.seed, recipe.deterministic)
         gpt2, tokenizer = load_model(settings, here.precision)

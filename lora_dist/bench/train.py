@@ -29,7 +29,7 @@ from transformers import GPT2LMHeadModel
 from lora_dist import lora
 from lora_dist.batches import TokenizedExamples
 from lora_dist.bench import Row
-from lora_dist.bench.machine import Measurement, matmul_ceiling, measure_apart
+from lora_dist.bench.machine import Measurement, matmul_ceiling, measure_apart, precisions
 from lora_dist.bench.models import save_model
 from lora_dist.bench.train_programs import (
     FIXED_LENGTH,
@@ -38,11 +38,9 @@ from lora_dist.bench.train_programs import (
     loralib,
     ours,
     trainer,
-    training_device,
 )
 from lora_dist.bench.work import count, necessary_work
 from lora_dist.config import Precision, Settings, UserError
-from lora_dist.device import compute_precision
 from lora_dist.model import identify, inject, load_tokenizer, save_adapter
 from lora_dist.order import global_batch
 from lora_dist.train import load_data
@@ -126,9 +124,7 @@ def _job(settings: Settings, adapter: Path, examples: TokenizedExamples, gpt2: G
 
 
 def _programs(exact: Job, shared: Job) -> dict[str, Program]:
-    precisions: tuple[Precision, ...] = (
-        ("fp32", "bf16") if compute_precision(training_device()) == "bf16" else ("fp32",)
-    )
+    *_, best = measured = precisions()
     found: dict[str, Program] = {}
     if find_spec("peft") is not None:
         found[f"{SEED}, fp32"] = Program(trainer, exact, ("fp32", FIXED_LENGTH, True), "fp32")
@@ -138,11 +134,11 @@ def _programs(exact: Job, shared: Job) -> dict[str, Program]:
         for numbers in ("fp32", "autocast"):
             name, precision = FORMATS[numbers]
             found[f"loralib, {name}"] = Program(loralib, exact, (numbers,), precision)
-    for precision in precisions:
+    for precision in measured:
         found[f"ours, {precision}"] = Program(ours, exact, (precision,), precision)
     refs = shared.settings.train.refs_per_mr
-    found[f"ours, {refs} references an MR, {precisions[-1]}"] = Program(ours, shared, precisions[-1:], precisions[-1])
-    return {name: program for name, program in found.items() if program.precision in precisions}
+    found[f"ours, {refs} references an MR, {best}"] = Program(ours, shared, (best,), best)
+    return {name: program for name, program in found.items() if program.precision in measured}
 
 
 def _measure_all(programs: Mapping[str, Program], threads: int) -> dict[str, Measurement]:
@@ -159,9 +155,7 @@ def _measure_all(programs: Mapping[str, Program], threads: int) -> dict[str, Mea
 def _rows(
     programs: Mapping[str, Program], found: Mapping[str, Measurement], gpt2: GPT2LMHeadModel, threads: int
 ) -> list[Row]:
-    ceilings = {
-        each.precision: matmul_ceiling(each.precision, threads, training_device()) for each in programs.values()
-    }
+    ceilings = {each.precision: matmul_ceiling(each.precision, threads) for each in programs.values()}
     rates, shares, peaks, losses = dict[str, float](), dict[str, float](), dict[str, float](), dict[str, float]()
     for name, program in programs.items():
         job, measured = program.job, found[name]

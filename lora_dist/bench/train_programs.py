@@ -6,7 +6,6 @@ faster attention of transformers' two, no gradient norm where the recipe clips n
 """
 
 import os
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainerCallb
 from transformers.utils import logging as transformers_logging
 
 from lora_dist.batches import TokenizedExamples
+from lora_dist.bench.machine import bench_device, now
 from lora_dist.config import Precision, Settings
 from lora_dist.distributed import world
 from lora_dist.launcher import MIXED_PRECISION
@@ -59,16 +59,11 @@ class Job:
         return [global_batch(order, number, self.settings.train.global_batch_size) for number in self.updates]
 
 
-def training_device() -> torch.device:
-    """Where all programs compute: a GPU, if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def ours(job: Job, precision: Precision) -> tuple[float, float]:
     """Seconds and mean loss of the updates in this package."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = MIXED_PRECISION[precision]
     recipe = job.settings.train
-    with world(str(training_device())) as here:
+    with world(str(bench_device())) as here:
         seed_everything(recipe.seed, recipe.deterministic)
         gpt2, _ = load_model(job.settings, here.precision)
         replica = replicate(gpt2, recipe, None, job.pad_id, here)
@@ -92,7 +87,7 @@ def trainer(job: Job, numbers: Format, length: int | None, everywhere: bool) -> 
     from peft import PeftModel
 
     warnings.simplefilter("ignore")  # of transformers about names that the Trainer itself uses
-    if training_device().type == "cpu":
+    if bench_device().type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, which the Trainer imports, says that it found no GPU
     recipe, times = job.settings.train, list[float]()
     model = PeftModel.from_pretrained(_gpt2(job, numbers), job.adapter, is_trainable=True)
@@ -100,7 +95,7 @@ def trainer(job: Job, numbers: Format, length: int | None, everywhere: bool) -> 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
             if state.global_step in (len(job.updates), 2 * len(job.updates)):
-                times.append(_now())
+                times.append(now())
 
     running = Trainer(
         model,
@@ -115,7 +110,7 @@ def trainer(job: Job, numbers: Format, length: int | None, everywhere: bool) -> 
             max_grad_norm=recipe.max_grad_norm or 0.0,
             seed=recipe.seed,
             bf16=numbers != "fp32",
-            use_cpu=training_device().type == "cpu",
+            use_cpu=bench_device().type == "cpu",
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
             logging_steps=len(job.updates),
@@ -151,18 +146,16 @@ def loralib(job: Job, numbers: Format) -> tuple[float, float]:
         parent, _, child = path.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
     authors.mark_only_lora_as_trainable(model)
-    model.to(training_device()).train()
+    model.to(bench_device()).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     batches = job.batches()
     seed_everything(recipe.seed, deterministic=False)
 
     def update(k: int) -> Tensor:
-        batch = {
-            name: value.to(training_device()) for name, value in padded(job, batches[k], FIXED_LENGTH, False).items()
-        }
+        batch = {name: value.to(bench_device()) for name, value in padded(job, batches[k], FIXED_LENGTH, False).items()}
         labels = batch.pop("labels")[:, 1:].flatten()
-        with torch.autocast(training_device().type, torch.bfloat16, enabled=numbers != "fp32"):
+        with torch.autocast(bench_device().type, torch.bfloat16, enabled=numbers != "fp32"):
             logits = model(**batch).logits[:, :-1].flatten(0, 1)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -200,7 +193,7 @@ def _gpt2(job: Job, numbers: Format) -> GPT2LMHeadModel:
     return GPT2LMHeadModel.from_pretrained(
         job.settings.model.name,
         dtype=DTYPES["bf16" if numbers == "bf16" else "fp32"],
-        attn_implementation="eager" if training_device().type == "cpu" else "sdpa",
+        attn_implementation="eager" if bench_device().type == "cpu" else "sdpa",
         use_cache=False,
         **own,
     )
@@ -210,13 +203,6 @@ def _twice(update: Callable[[int], Tensor], count: int) -> tuple[float, float]:
     """Seconds of the second time that the `count` updates are made, and its mean loss."""
     for k in range(count):
         update(k)
-    start = _now()
+    start = now()
     losses = [update(k) for k in range(count)]
-    return _now() - start, float(torch.stack(losses).mean())
-
-
-def _now() -> float:
-    """Seconds, once all that was begun is done."""
-    if training_device().type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return now() - start, float(torch.stack(losses).mean())
