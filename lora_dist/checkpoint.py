@@ -14,9 +14,10 @@ from torch import Tensor
 
 from lora_dist.config import LoraSettings, UserError
 from lora_dist.distributed import World, barrier
+from lora_dist.files import new_folder, read_json, write_json
 from lora_dist.model import BaseIdentity, load_adapter_state, save_adapter
 from lora_dist.replica import Replica
-from lora_dist.run_dir import RunDir, new_folder, read_json, write_json
+from lora_dist.run_dir import RunDir
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"

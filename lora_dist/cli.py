@@ -29,11 +29,12 @@ from lora_dist.commands import (
     VerifyCommand,
 )
 from lora_dist.config import DataSettings, ModelSettings, UserError
+from lora_dist.files import save_text
 from lora_dist.interruption import EXIT_CODE as INTERRUPTED
 from lora_dist.interruption import Interrupted
 from lora_dist.launcher import restarts
 from lora_dist.parsing import parse_again, parse_with_preset
-from lora_dist.run_dir import RunDir, save_text
+from lora_dist.run_dir import RunDir
 
 if TYPE_CHECKING:
     from lora_dist.distributed import World
@@ -161,7 +162,7 @@ def generate(argv: Sequence[str]) -> int:
 def merge(argv: Sequence[str]) -> int:
     """A plain GPT-2 checkpoint with the adapter in its weights: merge RUN OUT."""
     from lora_dist.decode import load_merged
-    from lora_dist.run_dir import new_folder
+    from lora_dist.files import new_folder
 
     parsed = tyro.cli(MergeCommand, prog="lora-dist merge", args=argv)
     command = parse_again(parsed, RunDir(parsed.run).settings(), "merge", argv)

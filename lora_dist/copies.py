@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_dist.config import ModelSettings, Settings, UserError
+from lora_dist.files import PART, new_folder, read_json, write_json, write_text
 from lora_dist.model import ADAPTER_CONFIG, load_adapter_state, read_adapter_settings
-from lora_dist.run_dir import ADAPTER_WEIGHTS, PART, RunDir, new_folder, read_json, versions, write_json, write_text
+from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir, versions
 from lora_dist.settings_text import to_json
 
 

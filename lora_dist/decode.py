@@ -31,11 +31,12 @@ from lora_dist.distributed import (
     on_main,
 )
 from lora_dist.e2e import fingerprint, format_outputs, format_references, group_by_mr, is_official, load_split, one_line
+from lora_dist.files import write_json, write_jsonl, write_text
 from lora_dist.interruption import Interrupted, heed_signals
 from lora_dist.lora import fold
 from lora_dist.machines import require_agreement, require_shared
 from lora_dist.model import DTYPES, base_fingerprint, load_adapter, load_base, load_tokenizer
-from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir, versions, write_json, write_jsonl, write_text
+from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir, versions
 from lora_dist.settings_text import as_options, to_json
 
 Found = list[tuple[str, float]]

@@ -39,7 +39,8 @@ def run_body(
         block = body.h[number]
         mixed = attend(number, block.attn.c_attn(block.ln_1(hidden)))
         if wanted is not None and number == len(body.h) - 1:
-            hidden, mixed = select(hidden, wanted), select(mixed, wanted)
+            back = inverse(wanted, len(hidden))
+            hidden, mixed = select(hidden, wanted, back), select(mixed, wanted, back)
         hidden = hidden + block.attn.resid_dropout(block.attn.c_proj(mixed))
         result: Tensor = hidden + block.mlp(block.ln_2(hidden))
         return result
@@ -87,45 +88,64 @@ def causal_attention(fused: Tensor, heads: int, dropout: float, visible: Tensor 
     return mixed.transpose(1, 2).reshape(rows, length, -1)
 
 
-def select(values: Tensor, indices: Tensor) -> Tensor:
-    """Rows `indices` (n,) of `values` (rows, width), no row twice: (n, width)."""
-    chosen: Tensor = _Select.apply(values, indices)  # type: ignore[no-untyped-call]
+def inverse(indices: Tensor, rows: int) -> Tensor:
+    """Where in `indices` (n,) each of `rows` rows stands, or n where it does not: (rows,)."""
+    count = len(indices)
+    return indices.new_full((rows,), count).scatter_(0, indices, torch.arange(count, device=indices.device))
+
+
+def select(values: Tensor, indices: Tensor, back: Tensor) -> Tensor:
+    """Rows `indices` (n,) of `values` (rows, width), no row twice: (n, width).
+
+    Args:
+        values: rows to choose from.
+        indices: the rows chosen.
+        back: see `inverse`.
+    """
+    chosen: Tensor = _Select.apply(values, indices, back)  # type: ignore[no-untyped-call]
     return chosen
 
 
-def spread(values: Tensor, indices: Tensor, rows: int) -> Tensor:
+def spread(values: Tensor, indices: Tensor, back: Tensor) -> Tensor:
     """The inverse of `select`: zeros (rows, width) with `values` (n, width) at rows `indices` (n,)."""
-    spreaded: Tensor = _Spread.apply(values, indices, rows)  # type: ignore[no-untyped-call]
+    spreaded: Tensor = _Spread.apply(values, indices, back)  # type: ignore[no-untyped-call]
     return spreaded
 
 
 class _Select(torch.autograd.Function):
-    """As no row comes twice, its gradient is a copy: neither a sum in any order nor one that needs atomics."""
+    """As no row comes twice, its gradient is a choice of rows too: no sum in any order, none that needs atomics.
+
+    A GPU that has to be deterministic would sort the indices of each `index_copy_`.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(indices)
-        ctx.rows = len(values)
+    def forward(ctx: Any, values: Tensor, indices: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
         return values.index_select(0, indices)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (indices,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.rows, gradient.shape[1]).index_copy_(0, indices, gradient), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        return _rows_or_zeros(gradient, back), None, None
 
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, rows: int) -> Tensor:
+    def forward(ctx: Any, values: Tensor, indices: Tensor, back: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
-        return values.new_zeros(rows, values.shape[1]).index_copy_(0, indices, values)
+        return _rows_or_zeros(values, back)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (indices,) = ctx.saved_tensors
         return gradient.index_select(0, indices), None, None
+
+
+def _rows_or_zeros(values: Tensor, rows: Tensor) -> Tensor:
+    """Rows of `values` (n, width), and zeros for row n."""
+    return torch.cat([values, values.new_zeros(1, values.shape[1])]).index_select(0, rows)
 
 
 def fuse_activation(body: GPT2Model) -> None:

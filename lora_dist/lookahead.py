@@ -3,7 +3,7 @@
 The order of the examples is a function of the seed, so the largest micro-batch to come is known in advance.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from lora_dist.batches import BatchShape, TokenizedExamples, batch_shape
 from lora_dist.config import ModelSettings, Settings, TrainSettings, UserError
 from lora_dist.e2e import load_split
 from lora_dist.model import PUBLISHED, load_config, load_tokenizer
-from lora_dist.order import Indices, deal, epoch_order, global_batch
+from lora_dist.order import DEV_BATCH_SIZE, Indices, deal, dev_batches, epoch_order, global_batch
 from lora_dist.token_cache import tokenize_cached
 
 E2E_EXAMPLES, E2E_TOKENS, E2E_LONGEST_PROMPT = 42_061, 2_728_710, 51
 """The published training set, its and the dev set's tokens by GPT-2's tokenizer, and the most in an MR."""
 E2E_LONGEST, E2E_LONG, E2E_LABELS = 121, 71, 36
 """Tokens of its longest example, and of the others and labels of each in the paper's largest batch of 8."""
+E2E_LARGEST_DEV = batch_shape(rows=16, tokens=1696, longest=133, labels=977)
+"""The 16 longest examples of its dev set."""
 
 PAIRS = 2**22
 """Pairs of examples of an update looked at together, to divide many updates among the ranks at once."""
@@ -39,6 +41,8 @@ class Corpus:
     """Tokens of the longest meaning representation."""
     largest: BatchShape
     """The micro-batch that takes most memory."""
+    largest_dev: BatchShape
+    """The batch of the dev set with most labels."""
     counted: bool
     """Whether tokens were counted here, or are those of the published corpus."""
 
@@ -94,6 +98,7 @@ def read_corpus(
             tokens=len(train.ids) + len(dev.ids),
             longest_prompt=int(max(train.prompt_lengths.max(), dev.prompt_lengths.max())),
             largest=_largest(train, recipe, processes, size),
+            largest_dev=max(_dev_shapes(dev), key=lambda shape: shape.labels),
             counted=True,
         )
     examples = len(texts[0]) if texts is not None else min(E2E_EXAMPLES, data.limit_train or E2E_EXAMPLES)
@@ -104,8 +109,15 @@ def read_corpus(
         tokens=examples * E2E_TOKENS // E2E_EXAMPLES,
         longest_prompt=E2E_LONGEST_PROMPT,
         largest=largest,
+        largest_dev=E2E_LARGEST_DEV,
         counted=False,
     )
+
+
+def _dev_shapes(dev: TokenizedExamples) -> Iterator[BatchShape]:
+    for ids in dev_batches(dev.lengths, DEV_BATCH_SIZE, 1):
+        lengths, labels = dev.lengths[ids] - 1, dev.label_counts[ids]
+        yield batch_shape(len(ids), int(lengths.sum()), int(lengths.max()), int(labels.sum()))
 
 
 def _largest(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import GPT2LMHeadModel
 
-from lora_dist.gpt2 import causal_attention, run_body, select, spread, visible_to_sharers
+from lora_dist.gpt2 import causal_attention, inverse, run_body, select, spread, visible_to_sharers
 from lora_dist.packed import pack, pack_layers, product
 
 MAX_LOGITS = 2**26
@@ -61,10 +61,11 @@ class ReferenceLoss(nn.Module):
         dropout = attention.attn_dropout.p if self.training else 0.0
 
         visible = None if sharers is None else visible_to_sharers(sharers)
+        back = inverse(slots, rows * length)
 
         def attend(_: int, fused: Tensor) -> Tensor:
-            padded = spread(fused, slots, rows * length).view(rows, length, -1)
-            return select(causal_attention(padded, attention.num_heads, dropout, visible).flatten(0, 1), slots)
+            padded = spread(fused, slots, back).view(rows, length, -1)
+            return select(causal_attention(padded, attention.num_heads, dropout, visible).flatten(0, 1), slots, back)
 
         recompute = self.recompute and torch.is_grad_enabled()
         sums: Tensor = self.head(run_body(self.body, tokens, positions, attend, wanted, recompute), labels)

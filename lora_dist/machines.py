@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from lora_dist.config import UserError
 from lora_dist.distributed import World, gather_objects, on_main
-from lora_dist.run_dir import PART
+from lora_dist.files import PART
 
 FILE_PATIENCE = 30.0
 """Seconds a file of rank 0's may take to appear on another machine: NFS believes for so long that a folder is as it was

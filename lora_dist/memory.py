@@ -35,6 +35,8 @@ CORPUS_BYTES_A_TOKEN = 64
 """What reading and tokenising leave of the heap, most of it free but scattered: nothing else fits in there."""
 KERNELS: dict[Precision, int] = {"fp32": 20 * MIB, "bf16": 90 * MIB}
 """Matrix products prepared by MKL and oneDNN for each shape they met."""
+WORKSPACES = 64 * MIB
+"""What cuBLAS and cuBLASLt hold on a GPU, 32 MiB each on Hopper: an H100 held 70 to 100 MiB beyond the tensors."""
 HOLES = 0.5
 """Heap that lies idle between tensors of unlike size, a part of what tensors come and go in (0.3 after four updates,
 0.4 to 0.7 after forty): `device.keep_freed_memory` gives none of it back."""
@@ -69,6 +71,8 @@ class Job:
     """Bytes that the largest micro-batch keeps for backward."""
     logits: int
     """Bytes of its logits, which come on top at the end of the forward pass."""
+    dev_logits: int
+    """Bytes of the logits of the dev set's largest batch, which has no activations beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +94,10 @@ class Memory:
     """See `Job`."""
     logits: int
     """See `Job`."""
+    dev: int
+    """What the logits of the dev set need beyond activations and logits of the training."""
     process: int
-    """On a CPU: libraries, tokenizer, corpus, kernels."""
+    """On a CPU: libraries, tokenizer, corpus, kernels. On a GPU: cuBLAS's workspaces."""
     unused: int
     """On a CPU: holes of the heap, and pages of the checkpoint that are of no more use."""
     loading: int
@@ -128,9 +134,10 @@ def memory(strategy: Strategy, job: Job) -> Memory:
         "moments": 0 if on_host else 2 * (part or adapter),
         "activations": job.activations,
         "logits": job.logits,
+        "dev": max(0, job.dev_logits - temporary),
     }
     if not on_cpu:
-        return Memory(**tensors, process=0, unused=0, loading=0)
+        return Memory(**tensors, process=WORKSPACES, unused=0, loading=0)
     start = LIBRARIES + job.vocabulary * TOKENIZER_BYTES_A_WORD
     process = start + job.corpus_tokens * CORPUS_BYTES_A_TOKEN + KERNELS[job.precision]
     unused = int(HOLES * (temporary + 2 * gathered)) + int(
@@ -186,7 +193,7 @@ def saved_bytes(model: GPT2LMHeadModel, shape: BatchShape, precision: Precision,
     config, body = model.config, model.transformer
     width: int = config.n_embd
     rows = shape.tokens
-    indices, numbers = 8 * (shape.tokens + shape.wanted), 0
+    indices, numbers = 8 * (2 * shape.tokens + shape.rows * shape.length), 0
     flows = False  # whether the gradient goes down to this point of the residual stream
     for number, block in enumerate(body.h):
         numbers += flows * _norm(rows, width)

@@ -19,8 +19,9 @@ from transformers.utils import logging as transformers_logging
 from lora_dist import lora
 from lora_dist.batches import REFERENCE_TOKEN
 from lora_dist.config import LoraSettings, ModelSettings, UserError
+from lora_dist.files import read_json
 from lora_dist.gpt2 import fuse_activation
-from lora_dist.run_dir import ADAPTER_WEIGHTS, read_json
+from lora_dist.run_dir import ADAPTER_WEIGHTS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

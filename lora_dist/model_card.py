@@ -5,8 +5,9 @@ import os
 from typing import Any
 
 from lora_dist.config import Settings, UserError
+from lora_dist.files import read_json, write_text
 from lora_dist.metrics import METRICS
-from lora_dist.run_dir import RunDir, read_json, write_text
+from lora_dist.run_dir import RunDir
 from lora_dist.settings_text import as_options, command_line, from_json
 
 CARD = "README.md"

@@ -13,6 +13,9 @@ EXCHANGES = 2
 """Exchanges of examples between ranks that make their work more equal: with 8 examples on two ranks the one with more
 has 0.5 % more than the mean after two, 1.4 % after none."""
 
+DEV_BATCH_SIZE = 16
+"""Dev examples a forward pass: the result does not depend on it."""
+
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> Indices:
     """The order of the examples in an epoch: a permutation that depends on seed and epoch alone, (examples,)."""

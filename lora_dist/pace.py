@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lora_dist.config import DataSettings, Settings
 from lora_dist.e2e import FILES, SPLITS, group_by_mr, load_split, write_csv
-from lora_dist.run_dir import RunDir, read_json, read_jsonl
+from lora_dist.files import read_json, read_jsonl
+from lora_dist.run_dir import RunDir
 from lora_dist.settings_text import changed_options, nearest_preset, to_arguments
 
 LOG_STEPS = 10

@@ -98,6 +98,7 @@ def make_plan(
     corpus = read_corpus(settings, processes, tokenizer, config.n_positions, lambda shape: sum(temporary(shape)))
     check_room(config.n_positions, corpus.longest_prompt, settings.decode)
     activations, logits = temporary(corpus.largest)
+    _, dev_logits = temporary(corpus.largest_dev)
     job = Job(
         processes=processes,
         kind=kind,
@@ -111,6 +112,7 @@ def make_plan(
         corpus_tokens=corpus.tokens,
         activations=activations,
         logits=logits,
+        dev_logits=dev_logits,
     )
     sharded: tuple[Strategy, ...] = ("zero1", "zero2", "zero3", "zero3_offload")
     strategies: tuple[Strategy, ...] = ("single" if processes == 1 else "ddp", *sharded)

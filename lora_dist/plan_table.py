@@ -13,7 +13,8 @@ LABELS = {
     "moments": "AdamW's moments, fp32",
     "activations": "activations for backward",
     "logits": "logits",
-    "process": "libraries, corpus, kernels",
+    "dev": "more for the dev set",
+    "process": "process beside its tensors",
     "unused": "heap and pages unused",
     "loading": "more while loading",
 }

@@ -7,7 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from lora_dist.distributed import World
-from lora_dist.run_dir import RunDir, write_text
+from lora_dist.files import write_text
+from lora_dist.run_dir import RunDir
 
 SKIPPED = 9
 """Updates before those that are looked at: the first ones prepare kernels and buffers."""

@@ -115,17 +115,20 @@ class Replica:
         if self._zero:
             self.train(*idle, scale=0.0, last=True)
             self.step(learning_rate=0.0)
-        for name, parameter in self._parameters.items():
-            state = {key: moments[f"{name}.{key}"].to(parameter.device) for key in MOMENTS}
-            if self._zero:
-                from deepspeed.utils import safe_set_full_optimizer_state
+            from deepspeed.utils import safe_set_full_optimizer_state
 
-                for key, value in state.items():
-                    safe_set_full_optimizer_state(parameter, value, key)
-            else:
-                self._optimizer.state[parameter] = {"step": torch.tensor(float(updates)), **state}
-        for part in self._optimizer.state.values() if self._zero else ():
-            part["step"] = torch.tensor(float(updates))
+            for name, parameter in self._parameters.items():
+                for key in MOMENTS:
+                    safe_set_full_optimizer_state(parameter, moments[f"{name}.{key}"].to(parameter.device), key)
+            for part in self._optimizer.state.values():
+                part["step"].fill_(float(updates))
+            return
+        state = {
+            number: {"step": torch.tensor(float(updates)), **{key: moments[f"{name}.{key}"] for key in MOMENTS}}
+            for number, name in enumerate(self._parameters)
+        }
+        # Torch knows which of these have to lie on the parameter's device: the fused kernel wants the step there too.
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
 
     def _whole(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
         """A parameter, or one of its moments, put together from the parts that ranks hold."""

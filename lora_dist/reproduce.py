@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from lora_dist.config import PRESETS, DecodeSettings, ModelSettings, NgramScope, Settings, UserError
 from lora_dist.device import default_processes
+from lora_dist.files import read_json
 from lora_dist.interruption import Interrupted, StopRequest, heed_signals
 from lora_dist.launcher import Strategy, launch_command, launched_processes
 from lora_dist.metrics.java import find_java
 from lora_dist.pace import Pace, duration, kind, measure_pace
 from lora_dist.report import write_report
-from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir, read_json
+from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
 from lora_dist.settings_text import WITHOUT_EFFECT, as_options, changed_options, nearest_preset, to_arguments, to_json
 
 if TYPE_CHECKING:

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from lora_dist import metrics
 from lora_dist.config import UserError
 from lora_dist.e2e import one_line, parse_mr
+from lora_dist.files import read_json, read_jsonl, save_text, write_json
 from lora_dist.metrics import bootstrap
 from lora_dist.metrics.files import Instances, read_pair
 from lora_dist.metrics.mteval import Variant
 from lora_dist.metrics.sentences import sentence_scores
 from lora_dist.metrics.slots import count_errors
 from lora_dist.model_card import write_card
-from lora_dist.run_dir import RunDir, read_json, read_jsonl, save_text, write_json
+from lora_dist.run_dir import RunDir
 
 SEED = 0
 """Of the bootstrap: it draws the same instances for everyone."""

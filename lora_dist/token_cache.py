@@ -11,7 +11,7 @@ import numpy as np
 
 from lora_dist.batches import TokenizedExamples, tokenize
 from lora_dist.e2e import Example, fingerprint
-from lora_dist.run_dir import new_folder
+from lora_dist.files import new_folder
 
 FORMAT = 1
 """To be raised whenever `batches.tokenize` gives other tokens for the same text and tokenizer."""

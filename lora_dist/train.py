@@ -14,6 +14,7 @@ from lora_dist.batches import TokenizedExamples
 from lora_dist.config import DataSettings, Precision, Settings
 from lora_dist.distributed import World, barrier, first_on_node, on_main, stop_asked
 from lora_dist.e2e import fingerprint, load_split
+from lora_dist.files import new_folder
 from lora_dist.interruption import Interrupted, heed_signals
 from lora_dist.machines import require_agreement, require_shared
 from lora_dist.model import (
@@ -27,7 +28,7 @@ from lora_dist.model import (
     trainable_count,
 )
 from lora_dist.profiling import profile_updates
-from lora_dist.run_dir import RunDir, new_folder, versions, write_config
+from lora_dist.run_dir import RunDir, versions, write_config
 from lora_dist.settings_text import WITHOUT_EFFECT, as_options
 from lora_dist.token_cache import tokenize_cached
 from lora_dist.training_log import TrainingLog

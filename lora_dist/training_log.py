@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from lora_dist.device import peak_memory
 from lora_dist.distributed import World, on_main, sum_over_ranks
-from lora_dist.run_dir import RunDir, write_jsonl
+from lora_dist.files import write_jsonl
+from lora_dist.run_dir import RunDir
 
 
 @dataclass(frozen=True)

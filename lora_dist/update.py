@@ -19,6 +19,7 @@ from lora_dist.config import TrainSettings
 from lora_dist.distributed import World, sum_over_ranks
 from lora_dist.loss import ReferenceLoss
 from lora_dist.order import (
+    DEV_BATCH_SIZE,
     Indices,
     checksum,
     dev_batches,
@@ -31,9 +32,6 @@ from lora_dist.order import (
 from lora_dist.packed import can_pack
 from lora_dist.replica import Replica
 from lora_dist.training_log import Update
-
-DEV_BATCH_SIZE = 16
-"""Dev examples a forward pass: the result does not depend on it."""
 
 
 def replicate(

@@ -25,8 +25,9 @@ from tqdm import tqdm
 from lora_dist.config import IMPROVED, DataSettings, ModelSettings, Settings, TrainSettings, UserError
 from lora_dist.device import devices_for
 from lora_dist.e2e import FILES, SPLITS, group_by_mr, load_split, write_csv
+from lora_dist.files import write_json
 from lora_dist.launcher import OWN_WORDS, Strategy, last_words, launch_command
-from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir, write_json
+from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
 from lora_dist.settings_text import to_json
 
 TOLERANCE = 1e-5
@@ -234,7 +235,7 @@ def _run_case(file: Path, root: Path) -> None:
     """What each process of a case does."""
     from lora_dist.decode import decode
     from lora_dist.distributed import world
-    from lora_dist.run_dir import read_json
+    from lora_dist.files import read_json
     from lora_dist.settings_text import from_json
     from lora_dist.train import train
 

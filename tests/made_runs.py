@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_dist.config import IMPROVED, Settings
+from lora_dist.files import write_json, write_jsonl, write_text
 from lora_dist.metrics import METRICS
 from lora_dist.metrics.slots import ATTRIBUTES
-from lora_dist.run_dir import RunDir, write_config, write_json, write_jsonl, write_text
+from lora_dist.run_dir import RunDir, write_config
 from lora_dist.settings_text import to_json
 
 MRS = (

@@ -8,7 +8,7 @@ from transformers import GPT2LMHeadModel
 from lora_dist import lora
 from lora_dist.batches import TokenizedExamples, collate
 from lora_dist.config import LoraSettings
-from lora_dist.gpt2 import causal_attention, fuse_activation, run_body, select, spread
+from lora_dist.gpt2 import causal_attention, fuse_activation, inverse, run_body, select, spread
 from lora_dist.loss import ReferenceLoss
 
 
@@ -38,13 +38,14 @@ def test_attention_dropout_keeps_the_mean() -> None:
 def test_spread_and_select_are_inverse_and_each_is_the_others_gradient() -> None:
     torch.manual_seed(0)
     values, indices = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), torch.tensor([6, 0, 3, 2])
-    placed = spread(values, indices, 7)
+    back = inverse(indices, 7)
+    placed = spread(values, indices, back)
     assert torch.equal(placed[indices], values)
     assert not placed[[1, 4, 5]].any()
-    assert torch.equal(select(placed, indices), values)
-    assert torch.autograd.gradcheck(lambda v: spread(v, indices, 7), values)
+    assert torch.equal(select(placed, indices, back), values)
+    assert torch.autograd.gradcheck(lambda v: spread(v, indices, back), values)
     assert torch.autograd.gradcheck(
-        lambda v: select(v, indices), torch.randn(7, 3, dtype=torch.float64).requires_grad_()
+        lambda v: select(v, indices, back), torch.randn(7, 3, dtype=torch.float64).requires_grad_()
     )
 
 

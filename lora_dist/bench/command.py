@@ -11,8 +11,8 @@ import tyro
 
 from lora_dist.bench import Row, table
 from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings, UserError
+from lora_dist.files import save_text
 from lora_dist.parsing import parse_with_preset
-from lora_dist.run_dir import save_text
 
 Measured = tuple[list[Row], Path | None]
 """Rows, and the file that was asked for."""

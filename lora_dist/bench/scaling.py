@@ -18,8 +18,8 @@ from tqdm import tqdm
 from lora_dist.bench import Row
 from lora_dist.bench.models import save_model
 from lora_dist.config import Precision, Settings, UserError
+from lora_dist.files import read_json, write_json
 from lora_dist.launcher import MIXED_PRECISION, last_words, launch_command
-from lora_dist.run_dir import read_json, write_json
 from lora_dist.settings_text import from_json, to_json
 
 ROUNDS = 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lora_dist.files import write_text
 from lora_dist.report.page import how_made, page
 from lora_dist.report.plots import Plot, make_plots
 from lora_dist.report.results import Result, configurations, load_results, trained
@@ -16,7 +17,7 @@ from lora_dist.report.tables import (
     run_table,
     score_table,
 )
-from lora_dist.run_dir import RunDir, write_text
+from lora_dist.run_dir import RunDir
 
 TITLE = "LoRA on GPT-2: the E2E NLG Challenge"
 

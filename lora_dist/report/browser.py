@@ -6,9 +6,9 @@ from typing import Any
 
 from lora_dist.config import UserError
 from lora_dist.e2e import parse_mr
+from lora_dist.files import read_jsonl
 from lora_dist.metrics.slots import find_errors
 from lora_dist.report.results import Result, sentence_scores
-from lora_dist.run_dir import read_jsonl
 
 COLUMNS = ("sentBLEU", "METEOR", "ROUGE_L", "CIDEr")
 """Scores of a sentence by which the page sorts and filters."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_dist.config import PRESETS, LoraSettings, Settings
+from lora_dist.files import read_json
 from lora_dist.metrics import METRICS
 from lora_dist.report.published import PAPER, REPRODUCTIONS
 from lora_dist.report.results import Configuration, Result
-from lora_dist.run_dir import read_json
 
 UNKNOWN = "unknown"
 """Of the training of an adapter from elsewhere."""
