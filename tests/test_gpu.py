@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import recipe
+from launching import assert_same_training, attempt, launcher, recipe
 from safetensors.torch import load_file
 from transformers import GenerationConfig, GPT2LMHeadModel
 
@@ -82,13 +82,33 @@ def test_a_gpu_repeats_and_resumes_to_the_bit(
     whole = train(tmp_path / "whole", "cuda", arguments, *DROPOUT)
     again = train(tmp_path / "again", "cuda", arguments, *DROPOUT)
     assert weights(again) == weights(whole)
-    shutil.rmtree(again.adapter)
-    for step in again.steps():
-        if step > 2:
-            (again.checkpoint(step) / "COMPLETE").unlink()
+    cut_short(again)
     train(again.root, "cuda", arguments, *DROPOUT, "--resume")
     assert weights(again) == weights(whole)
     assert losses(again) == losses(whole)
+
+
+@pytest.mark.parametrize("config", ["zero1.yaml", "zero2.yaml", "zero3.yaml", "zero3_offload.yaml"])
+def test_zero_resumes_on_a_gpu(config: str, arguments: list[str], tmp_path: Path) -> None:
+    def launch(run: Path, *others: str) -> None:
+        command = ["train", *arguments, *others, "--device", "cuda", "--out", str(run)]
+        done = attempt(*command, launcher=launcher(config, 1), CUDA_VISIBLE_DEVICES="0")
+        assert done.returncode == 0, done.stderr
+
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    launch(whole)
+    shutil.copytree(whole, again)
+    cut_short(RunDir(again))
+    launch(again, "--resume")
+    assert_same_training(again, whole)
+
+
+def cut_short(run: RunDir) -> None:
+    """Leave what a kill between the second and the fourth update would."""
+    shutil.rmtree(run.adapter)
+    for step in run.steps():
+        if step > 2:
+            (run.checkpoint(step) / "COMPLETE").unlink()
 
 
 def test_a_gpu_decodes_what_a_cpu_decodes(arguments: list[str], tmp_path: Path) -> None:
