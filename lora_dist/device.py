@@ -66,7 +66,7 @@ def choose_device(device: str, launched: int) -> bool:
         torch.cuda.set_device(index)
         if count > 1:
             print(
-                f"lora-dist: using cuda:{index} of {count} GPUs; for all of them start with accelerate launch "
+                f"note: using cuda:{index} of {count} GPUs; for all of them start with accelerate launch "
                 f"--config_file accelerate_configs/ddp.yaml --num_processes {count} -m lora_dist",
                 file=sys.stderr,
             )

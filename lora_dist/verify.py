@@ -103,7 +103,7 @@ def verify(
         folder = Path(name)
         settings = prepare(folder, model, data)
         reference = RunDir(folder / "reference")
-        devices = devices_for(max(case.processes for case in cases))
+        devices = devices_for(max((case.processes for case in cases), default=1))
         failure = train_and_decode(Case(None), settings, reference, devices)
         if failure is not None:
             raise UserError(f"one process alone cannot train here, see lora-dist doctor: {failure}")
