@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +56,7 @@ def test_scaling_of_two_processes(
     corpus: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "ROUNDS", 1)
+    monkeypatch.setattr(scaling, "WARM_UP", 2)
     rows = tmp_path / "rows.json"
     settings = ["--model.name", str(tiny_gpt2), "--data.dir", str(corpus), "--updates", "3", "--json", str(rows)]
     assert main(["bench", "scaling", *settings, "--precision", "fp32"]) == 0
@@ -87,6 +88,7 @@ def test_training_beside_its_peers(
         seconds, loss = program(*arguments)
         return Measurement(seconds, 2**30, loss)
 
+    monkeypatch.setattr(train, "ROUNDS", 1)
     monkeypatch.setattr(train, "measure_apart", measure_here)
     monkeypatch.setattr(machine, "compute_precision", lambda _: "bf16")
     monkeypatch.setattr(machine, "CEILING_SECONDS", 1.0)
@@ -127,8 +129,12 @@ def test_decoding_beside_its_peers(
     def measure_here(program: Callable[..., tuple[float, None]], *arguments: Any, threads: int) -> Measurement:
         return Measurement(program(*arguments)[0], 2**30, None)
 
-    for name, value in {"ROUNDS": 1, "NEW_TOKENS": 4, "measure_apart": measure_here}.items():
-        monkeypatch.setattr(decode, name, value)
+    def measure_in_turn(program: Callable[..., tuple[float, None]], shares: Sequence[tuple[Any, ...]]) -> Measurement:
+        return Measurement(max(program(*share)[0] for share in shares), 2**30, None)
+
+    monkeypatch.setattr(decode, "NEW_TOKENS", 4)
+    monkeypatch.setattr(decode, "measure_apart", measure_here)
+    monkeypatch.setattr(decode, "measure_together", measure_in_turn)
     monkeypatch.setattr(decode, "find_spec", lambda _: None)  # CTranslate2 wants another kind of tokenizer
     monkeypatch.setattr(decode, "bench_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(machine, "compute_precision", lambda _: "fp32")

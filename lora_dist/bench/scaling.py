@@ -50,7 +50,7 @@ def bench_scaling(settings: Settings, shape: str | None, precision: Precision, u
         folder = Path(name)
         save_model(settings.model, shape, folder / "model")
         own = replace(settings, model=replace(settings.model, name=str(folder / "model")))
-        write_json(folder / "job.json", {"settings": to_json(own), "updates": updates})
+        write_json(folder / "job.json", {"settings": to_json(own), "warm_up": WARM_UP, "updates": updates})
         turns = [(processes, command) for _ in range(ROUNDS) for processes, command in programs.items()]
         for processes, command in tqdm(turns, desc="bench scaling", unit="program"):
             result = _run(command, folder, precision)
@@ -82,7 +82,7 @@ def _measure(job: dict[str, Any], result: Path) -> None:
     from lora_dist.update import make_update, replicate
 
     settings: Settings = from_json(Settings, job["settings"])
-    recipe, updates = settings.train, int(job["updates"])
+    recipe, warm_up, updates = settings.train, int(job["warm_up"]), int(job["updates"])
     with world() as here:
         torch.set_num_threads(1)
         seed_everything(recipe.seed, recipe.deterministic)
@@ -93,16 +93,16 @@ def _measure(job: dict[str, Any], result: Path) -> None:
         def update(number: int) -> None:
             make_update(replica, examples, recipe, number, 10**6, tokenizer.eos_token_id, here)
 
-        for number in range(WARM_UP):
+        for number in range(warm_up):
             update(number)
         barrier(here)
         start = time.perf_counter()
-        for number in range(WARM_UP, WARM_UP + updates):
+        for number in range(warm_up, warm_up + updates):
             update(number)
         barrier(here)
         seconds = (time.perf_counter() - start) / updates
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            for number in range(WARM_UP + updates, WARM_UP + updates + PROFILED):
+            for number in range(warm_up + updates, warm_up + updates + PROFILED):
                 update(number)
         spent = sum(event.cpu_time_total for event in profile.key_averages() if event.key.startswith("gloo:"))
         each = gather_objects(here, [spent / 1e6 / PROFILED])

@@ -155,7 +155,7 @@ def _measure_all(programs: Mapping[str, Program], threads: int) -> dict[str, Mea
 def _rows(
     programs: Mapping[str, Program], found: Mapping[str, Measurement], gpt2: GPT2LMHeadModel, threads: int
 ) -> list[Row]:
-    ceilings = {each.precision: matmul_ceiling(each.precision, threads) for each in programs.values()}
+    ceilings = {name: matmul_ceiling(name, threads) for name in precisions()}
     rates, shares, peaks, losses = dict[str, float](), dict[str, float](), dict[str, float](), dict[str, float]()
     for name, program in programs.items():
         job, measured = program.job, found[name]
