@@ -109,6 +109,7 @@ def world(
         keep_freed_memory()
     if on_cpu and uses_deepspeed():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # it would take a GPU without asking
+        _compile_nothing()
     if on_cpu and launched > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_on_this_machine()))
     _require_tracker(tracker)
@@ -169,6 +170,16 @@ def _require_tracker(tracker: str) -> None:
         raise UserError(
             f"--train.tracker {tracker} needs a package that is missing: pip install 'lora-dist[{tracker}]'"
         )
+
+
+def _compile_nothing() -> None:
+    """Keep DeepSpeed from compiling, at the first start on a machine, an operator that only inference on a CPU uses.
+
+    A process killed meanwhile would leave a lock for whose end all later ones wait, for ever and without a word.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _hush_deepspeed() -> None:

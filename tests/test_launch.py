@@ -79,6 +79,19 @@ def test_run_in_two_processes_leaves_every_file_and_decodes_the_same_bytes_as_ot
         assert (out / "decode" / "outputs.jsonl").read_bytes() == two
 
 
+def test_a_kill_while_deepspeed_compiles_does_not_hold_up_the_next_start(
+    tiny_gpt2: Path, corpus: Path, tmp_path: Path
+) -> None:
+    lock = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"  # torch waits until whoever made it removes it
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    command = ["train", *recipe(tiny_gpt2, corpus), "--train.max-steps", 2, "--out", tmp_path / "run"]
+    where = str(lock.parent.parent)
+    done = attempt(*command, launcher=launcher("zero2.yaml"), TORCH_EXTENSIONS_DIR=where)
+    assert done.returncode == 0, done.stderr
+    assert list(lock.parent.iterdir()) == [lock]
+
+
 def test_copies_that_do_not_know_of_each_other_are_refused(tmp_path: Path) -> None:
     result = attempt("train", "improved", "--out", tmp_path / "run", SLURM_STEP_NUM_TASKS="4")
     assert result.returncode == 2
