@@ -32,7 +32,7 @@ def choose_device(device: str, launched: int) -> bool:
         launched: processes that the launcher started, 1 without one.
 
     Raises:
-        UserError: if there is no such device, or it is not for one of several processes to choose.
+        UserError: if there is no such device, not one for each process, or it is not for one of several to choose.
     """
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)  # what an earlier world in this process chose
     try:

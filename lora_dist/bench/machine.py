@@ -79,9 +79,8 @@ def matmul_ceiling(precision: Precision, threads: int) -> float:
     torch.set_num_threads(threads)
     a = torch.randn(1024, 768, dtype=DTYPES[precision], device=bench_device())
     b = torch.randn(768, 3072, dtype=DTYPES[precision], device=bench_device())
-    together = (
-        100 if a.device.type == "cuda" else 1
-    )  # a GPU is asked for many at a time, as one is over before the next is asked for
+    # A GPU is asked for many at a time, as one is over before the next is asked for.
+    together = 100 if a.device.type == "cuda" else 1
     ways: list[Callable[[], torch.Tensor]] = [lambda: a @ b]
     if can_pack(a.device, a.dtype):
         packed = pack(b.t())
