@@ -2,7 +2,7 @@
 
 import sys
 
-from lora_dist.cli import main
+from lora_dist.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

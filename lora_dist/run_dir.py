@@ -11,8 +11,8 @@ from typing import Any
 
 from lora_dist import __version__
 from lora_dist.config import Settings, UserError
+from lora_dist.config_io import from_json, to_json
 from lora_dist.files import PART, read_json, write_json
-from lora_dist.settings_text import from_json, to_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """PEFT's name for the file with the matrices of an adapter."""

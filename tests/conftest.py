@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lora_dist.config import ModelSettings
-from lora_dist.demo_corpus import write_corpus
-from lora_dist.model import load_base, load_tokenizer
+from lora_dist.data.synthetic import write_corpus
+from lora_dist.model.base import load_base, load_tokenizer
 
 torch.set_num_threads(1)
 

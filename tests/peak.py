@@ -24,7 +24,7 @@ def resident() -> int:
 
 def count_traffic() -> list[int]:
     """Units of (P - 1) / P bytes sent, up to the end of each update."""
-    from lora_dist.replica import Replica
+    from lora_dist.training.strategy import Replica
 
     sent, after_updates = [0], [0]
 
@@ -47,11 +47,10 @@ def count_traffic() -> list[int]:
 
 
 if __name__ == "__main__":
-    import lora_dist.cli
-    import lora_dist.train
+    from lora_dist.cli.main import main
 
     imported, traffic = resident(), count_traffic()
-    code = lora_dist.cli.main(["train", *sys.argv[1:]])
+    code = main(["train", *sys.argv[1:]])
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps({"imported": imported, "peak": resident(), "sent": traffic[-1] - traffic[-2]}))
     sys.exit(code)

@@ -15,9 +15,6 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from lora_dist.batches import encode_prompts
-from lora_dist.beam import beam_search
-from lora_dist.bench import Row
 from lora_dist.bench.machine import (
     Measurement,
     bench_device,
@@ -28,11 +25,14 @@ from lora_dist.bench.machine import (
     precisions,
 )
 from lora_dist.bench.models import save_model
+from lora_dist.bench.rows import Row
 from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision
-from lora_dist.decode import batch_tokens, chunks
-from lora_dist.decoder import prepare
-from lora_dist.e2e import group_by_mr, load_split
-from lora_dist.model import DTYPES, load_base, load_tokenizer
+from lora_dist.data.collate import encode_prompts
+from lora_dist.data.e2e import group_by_mr, load_split
+from lora_dist.decoding.beam_search import beam_search
+from lora_dist.decoding.decode import batch_tokens, chunks
+from lora_dist.decoding.kv_cache import prepare
+from lora_dist.model.base import DTYPES, load_base, load_tokenizer
 
 NEW_TOKENS = 32
 ROUNDS = 2

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from lora_dist.config import Precision
-from lora_dist.device import compute_precision, keep_freed_memory, peak_memory
-from lora_dist.model import DTYPES
-from lora_dist.packed import can_pack, pack, product
+from lora_dist.distributed.device import compute_precision, keep_freed_memory, peak_memory
+from lora_dist.model.base import DTYPES
+from lora_dist.model.kernels.cpu import can_pack, pack, product
 
 CEILING_SECONDS = 10.0
 """How long to look for the ceiling at most: a CPU without bf16 takes seconds to emulate one product."""

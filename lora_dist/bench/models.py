@@ -6,7 +6,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_dist.config import ModelSettings
-from lora_dist.model import PUBLISHED, load_base, load_tokenizer
+from lora_dist.model.base import PUBLISHED, load_base, load_tokenizer
 
 SHAPES = {"small": "gpt2", "medium": "gpt2-medium"}
 """Whose published shape it is."""

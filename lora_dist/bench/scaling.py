@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lora_dist.bench import Row
 from lora_dist.bench.models import save_model
+from lora_dist.bench.rows import Row
 from lora_dist.config import Precision, Settings, UserError
+from lora_dist.config_io import from_json, to_json
+from lora_dist.distributed.launcher import MIXED_PRECISION, last_words, launch_command
 from lora_dist.files import read_json, write_json
-from lora_dist.launcher import MIXED_PRECISION, last_words, launch_command
-from lora_dist.settings_text import from_json, to_json
 
 ROUNDS = 2
 WARM_UP = 100
@@ -77,9 +77,9 @@ def _run(command: Sequence[str], folder: Path, precision: Precision) -> dict[str
 
 def _measure(job: dict[str, Any], result: Path) -> None:
     """What each process of a program does: seconds an update, and of these in communication and waiting."""
-    from lora_dist.distributed import barrier, gather_objects, world
-    from lora_dist.train import load_data, load_model, seed_everything
-    from lora_dist.update import make_update, replicate
+    from lora_dist.distributed.world import barrier, gather_objects, world
+    from lora_dist.training.step import make_update, replicate
+    from lora_dist.training.trainer import load_data, load_model, seed_everything
 
     settings: Settings = from_json(Settings, job["settings"])
     recipe, warm_up, updates = settings.train, int(job["warm_up"]), int(job["updates"])

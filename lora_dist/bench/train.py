@@ -26,25 +26,18 @@ import numpy as np
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from lora_dist import lora
-from lora_dist.batches import TokenizedExamples
-from lora_dist.bench import Row
 from lora_dist.bench.machine import Measurement, matmul_ceiling, measure_apart, precisions
 from lora_dist.bench.models import save_model
-from lora_dist.bench.train_programs import (
-    FIXED_LENGTH,
-    Format,
-    Job,
-    loralib,
-    ours,
-    trainer,
-)
+from lora_dist.bench.rows import Row
+from lora_dist.bench.train_programs import FIXED_LENGTH, Format, Job, loralib, ours, trainer
 from lora_dist.bench.work import count, necessary_work
 from lora_dist.config import Precision, Settings, UserError
-from lora_dist.model import identify, inject, load_tokenizer, save_adapter
-from lora_dist.order import global_batch
-from lora_dist.train import load_data
-from lora_dist.update import training_order
+from lora_dist.data.collate import TokenizedExamples
+from lora_dist.data.sampler import global_batch
+from lora_dist.model import lora
+from lora_dist.model.base import identify, inject, load_tokenizer, save_adapter
+from lora_dist.training.step import training_order
+from lora_dist.training.trainer import load_data
 
 ROUNDS = 2
 

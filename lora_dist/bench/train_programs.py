@@ -19,16 +19,16 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from lora_dist.batches import TokenizedExamples
 from lora_dist.bench.machine import bench_device, now
 from lora_dist.config import Precision, Settings
-from lora_dist.distributed import world
-from lora_dist.launcher import MIXED_PRECISION
-from lora_dist.lora import PEFT_PREFIX
-from lora_dist.model import DTYPES, load_adapter_state
-from lora_dist.order import Indices, global_batch
-from lora_dist.train import load_model, seed_everything
-from lora_dist.update import make_update, replicate, training_order
+from lora_dist.data.collate import TokenizedExamples
+from lora_dist.data.sampler import Indices, global_batch
+from lora_dist.distributed.launcher import MIXED_PRECISION
+from lora_dist.distributed.world import world
+from lora_dist.model.base import DTYPES, load_adapter_state
+from lora_dist.model.lora import PEFT_PREFIX
+from lora_dist.training.step import make_update, replicate, training_order
+from lora_dist.training.trainer import load_model, seed_everything
 
 Format = Literal["fp32", "autocast", "bf16"]
 """fp32 throughout, bf16 products of fp32 weights, or of frozen weights held in bf16 too."""

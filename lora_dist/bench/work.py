@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import GPT2LMHeadModel
 
-from lora_dist.batches import TokenizedExamples
-from lora_dist.lora import LoraConv1D
-from lora_dist.order import Indices
+from lora_dist.data.collate import TokenizedExamples
+from lora_dist.data.sampler import Indices
+from lora_dist.model.lora import LoraConv1D
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_dist.config import UserError
-from lora_dist.metrics import METRICS, Measurements
+from lora_dist.metrics.suite import METRICS, Measurements
 
 LEAST_RESAMPLES = 40
 """With fewer, no resample lies outside a 95 % interval."""

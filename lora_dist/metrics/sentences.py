@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from lora_dist.config import UserError
-from lora_dist.metrics import Measurements, meteor, mteval
+from lora_dist.metrics import meteor, mteval
 from lora_dist.metrics.ngrams import Floats
+from lora_dist.metrics.suite import Measurements
 
 
 def sentence_scores(

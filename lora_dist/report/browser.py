@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_dist.config import UserError
-from lora_dist.e2e import parse_mr
+from lora_dist.data.e2e import parse_mr
 from lora_dist.files import read_jsonl
-from lora_dist.metrics.slots import find_errors
+from lora_dist.metrics.slots.errors import find_errors
 from lora_dist.report.results import Result, sentence_scores
 
 COLUMNS = ("sentBLEU", "METEOR", "ROUGE_L", "CIDEr")

@@ -4,13 +4,13 @@ from dataclasses import fields
 from typing import Any
 
 from lora_dist.config import Settings, UserError
+from lora_dist.config_io import as_options
+from lora_dist.evaluation.scoring import RESAMPLES, score_files, variant_of
 from lora_dist.files import read_jsonl
-from lora_dist.metrics import METRICS
+from lora_dist.metrics.suite import METRICS
 from lora_dist.report.results import Result, load_results
 from lora_dist.report.tables import Table, markdown
 from lora_dist.run_dir import RunDir
-from lora_dist.scoring import RESAMPLES, score_files, variant_of
-from lora_dist.settings_text import as_options
 
 
 def compare(a: RunDir, b: RunDir) -> str:

@@ -5,11 +5,11 @@ import shlex
 from collections.abc import Sequence
 from importlib import resources
 
+from lora_dist.config_io import command_line
 from lora_dist.report.browser import as_script, browser_data
 from lora_dist.report.plots import Plot
 from lora_dist.report.results import Result
 from lora_dist.report.tables import Table
-from lora_dist.settings_text import command_line
 
 
 def page(title: str, tables: Sequence[Table], plots: Sequence[Plot], results: Sequence[Result]) -> str:

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from lora_dist.metrics import METRICS
-from lora_dist.metrics.slots import ATTRIBUTES
+from lora_dist.metrics.slots.errors import ATTRIBUTES
+from lora_dist.metrics.suite import METRICS
 from lora_dist.report.published import PAPER, TRAINABLE
 from lora_dist.report.results import Configuration, Result
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_dist.config import DecodeSettings, Settings, UserError
+from lora_dist.config_io import WITHOUT_EFFECT, as_options, changed_options, from_json, nearest_preset, to_json
+from lora_dist.evaluation.scoring import score_run, variant_of
 from lora_dist.files import read_json, read_jsonl
-from lora_dist.metrics import METRICS
+from lora_dist.metrics.suite import METRICS
 from lora_dist.report.published import PUBLISHED_MODELS
 from lora_dist.run_dir import RunDir
-from lora_dist.scoring import score_run, variant_of
-from lora_dist.settings_text import WITHOUT_EFFECT, as_options, changed_options, from_json, nearest_preset, to_json
 
 
 @dataclass(frozen=True)

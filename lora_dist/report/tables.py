@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_dist.config import PRESETS, LoraSettings, Settings
 from lora_dist.files import read_json
-from lora_dist.metrics import METRICS
+from lora_dist.metrics.suite import METRICS
 from lora_dist.report.published import PAPER, REPRODUCTIONS
 from lora_dist.report.results import Configuration, Result
 

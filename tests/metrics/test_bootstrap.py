@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_dist import metrics
-from lora_dist.cli import main
+from lora_dist.cli.main import main
 from lora_dist.metrics import bootstrap, mteval
+from lora_dist.metrics import suite as metrics
 
 N = 40
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lora_dist.cli import main
-from lora_dist.metrics import METRICS
+from lora_dist.cli.main import main
+from lora_dist.metrics.suite import METRICS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETS = ("test-template", "test-human-loo", "dev-noisy")
@@ -26,9 +26,9 @@ def refuse(*_, **__):
 
 socket.socket.connect = socket.getaddrinfo = refuse
 import evaluate
-import lora_dist.metrics
+import lora_dist.metrics.suite
 
-metric = evaluate.load(str(lora_dist.metrics.E2E_NLG))
+metric = evaluate.load(str(lora_dist.metrics.suite.E2E_NLG))
 assert metric.description and metric.citation and len(metric.features) == 2
 jobs = json.load(sys.stdin)
 print(json.dumps([metric.compute(**job) for job in jobs]))

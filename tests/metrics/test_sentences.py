@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from lora_dist import metrics
-from lora_dist.metrics.files import Instances
+from lora_dist.evaluation.scoring import sentence_table
+from lora_dist.metrics import suite as metrics
+from lora_dist.metrics.readers import Instances
 from lora_dist.metrics.sentences import sentence_scores
-from lora_dist.scoring import sentence_table
 
 REFERENCES = [
     ["The Eagle is a cheap pub.", "A cheap pub is called The Eagle."],

@@ -6,16 +6,16 @@ from random import Random
 
 import pytest
 
-from lora_dist import metrics
-from lora_dist.cli import main
+from lora_dist.cli.main import main
 from lora_dist.config import DataSettings, UserError
-from lora_dist.e2e import load_split, parse_mr
+from lora_dist.data.e2e import load_split, parse_mr
+from lora_dist.evaluation.scoring import score_run
 from lora_dist.files import write_json, write_jsonl, write_text
-from lora_dist.metrics.files import read_sources
-from lora_dist.metrics.slot_rules import LEVELS
-from lora_dist.metrics.slots import ATTRIBUTES, SlotError, count_errors, find_errors
+from lora_dist.metrics import suite as metrics
+from lora_dist.metrics.readers import read_sources
+from lora_dist.metrics.slots.errors import ATTRIBUTES, SlotError, count_errors, find_errors
+from lora_dist.metrics.slots.rules import LEVELS
 from lora_dist.run_dir import RunDir
-from lora_dist.scoring import score_run
 
 FULL = dict(
     parse_mr(

@@ -1,6 +1,6 @@
 """The five official scores as a metric of Hugging Face's `evaluate`.
 
-    metric = evaluate.load(str(lora_dist.metrics.E2E_NLG))
+    metric = evaluate.load(str(lora_dist.metrics.suite.E2E_NLG))
     metric.compute(predictions=["The Eagle is a pub."], references=[["The Eagle is a cheap pub.", "A pub, The Eagle."]])
 
 Nothing is downloaded. `evaluate` copies this file into its cache and runs it from there, so it must not refer to the
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import datasets
 import evaluate
 
-from lora_dist import metrics
+from lora_dist.metrics import suite as metrics
 
 _DESCRIPTION = """\
 The five metrics of the E2E NLG Challenge with the numbers its official script (e2e-metrics) prints: BLEU, NIST, METEOR

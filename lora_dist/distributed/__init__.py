@@ -1,0 +1,1 @@
+"""Processes, devices, and what the ranks of a run say to each other."""

@@ -1,0 +1,1 @@
+"""Memory, traffic and schedule of a training before anything is loaded."""

@@ -1,0 +1,60 @@
+"""A plan as text for people, at most 100 columns wide."""
+
+from collections.abc import Sequence
+
+from lora_dist.planning.memory import MIB
+from lora_dist.planning.plan import Plan
+
+LABELS = {
+    "weights": "frozen weights",
+    "gathering": "buffers to gather them",
+    "adapter": "adapter, fp32",
+    "gradients": "gradients, fp32",
+    "moments": "AdamW's moments, fp32",
+    "activations": "activations for backward",
+    "logits": "logits",
+    "dev": "more for the dev set",
+    "process": "process beside its tensors",
+    "unused": "heap and pages unused",
+    "loading": "more while loading",
+}
+"""What the parts of `Memory` are called in the table."""
+
+
+def table(plan: Plan) -> str:
+    """The plan as text for people."""
+    needs, shape, schedule = plan.memory.values(), plan.corpus.largest, plan.schedule
+    lines = [
+        f"{plan.model}: {plan.trainable:,} trained and {plan.frozen:,} frozen numbers, these in {plan.precision}, "
+        f"on {plan.processes} x {plan.device}",
+        "",
+        _row("a process at its peak, MiB", list(plan.memory)),
+    ]
+    for part, label in LABELS.items():
+        if any(sizes := [getattr(need, part) for need in needs]):
+            lines.append(_row(f"  {label}", [_mib(size) for size in sizes]))
+    lines.append(_row("  all together", [_mib(need.total) for need in needs]))
+    if plan.available is not None:
+        fits = ["yes" if need.total <= plan.available else "NO" for need in needs]
+        lines.append(_row(f"  fits into {plan.available / MIB:,.0f}", fits))
+    lines += [_row("it sends an update, MiB", [_mib(size) for size in plan.sent.values()]), ""]
+    lines += [
+        f"examples         {plan.corpus.examples:,}; a process' largest micro-batch has {shape.rows} of them, "
+        f"{shape.tokens} tokens, {shape.labels} labels",
+        f"updates          {schedule.updates_per_epoch:,} an epoch, {schedule.updates:,} in all, of which "
+        f"{schedule.warmup:,} to warm up ({schedule.warmup / schedule.updates:.1%})",
+        f"in update        {''.join(f'{step:>12,}' for step, _ in schedule.learning_rates)}",
+        f"learning rate    {''.join(f'{rate:>12.2g}' for _, rate in schedule.learning_rates)}",
+        f"dev evaluations  {schedule.dev_evaluations}",
+        f"checkpoints      {schedule.checkpoints}, of which the newest {schedule.checkpoints_kept} are kept, "
+        f"{_mib(schedule.checkpoint_bytes)} MiB each",
+    ]
+    return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
+
+
+def _row(label: str, values: Sequence[str]) -> str:
+    return f"{label:<30}" + "".join(f"{value:>14}" for value in values)
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.1f}"

@@ -1,0 +1,1 @@
+"""Commands that start others: demo, doctor, verify, reproduce."""

@@ -1,0 +1,75 @@
+"""What this machine offers for the job, and whether two processes on it find each other."""
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+import torch
+
+from lora_dist.config import UserError
+from lora_dist.distributed.device import devices_for
+from lora_dist.distributed.launcher import last_words, launch_command
+from lora_dist.distributed.world import sum_over_ranks, world
+from lora_dist.metrics.java import find_java
+from lora_dist.run_dir import versions
+
+ALL_REDUCE_TIMEOUT = 120
+"""Seconds two processes may take to start and add up a number."""
+
+
+def examine() -> int:
+    """Print one line a finding; return 0 if a run would work here, 1 if something it needs is missing."""
+    findings = [("versions", ", ".join(f"{name} {version}" for name, version in versions().items()), True)]
+    findings.append(("devices", _devices(), True))
+    findings.append(("java", *_java()))
+    findings.append(("deepspeed", *_deepspeed()))
+    findings.append(("2 processes", *_all_reduce()))
+    for name, text, works in findings:
+        print(f"{'ok ' if works else 'NO '} {name:<12} {text}")
+    return 0 if all(works for _, _, works in findings) else 1
+
+
+def _devices() -> str:
+    if torch.cuda.is_available():
+        cards = [torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count())]
+        return ", ".join(f"cuda:{k} {card.name} {card.total_memory / 2**30:.0f} GiB" for k, card in enumerate(cards))
+    bf16 = "bf16 in hardware" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no bf16 in hardware, so fp32"
+    return f"no GPU; CPU with {torch.get_num_threads()} threads, {bf16}"
+
+
+def _java() -> tuple[str, bool]:
+    try:
+        return str(find_java()), True
+    except UserError as error:
+        return str(error), False
+
+
+def _deepspeed() -> tuple[str, bool]:
+    try:
+        return metadata.version("deepspeed"), True
+    except metadata.PackageNotFoundError:
+        return "not installed (Linux only): the zero*.yaml configs will not start", False
+
+
+def _all_reduce() -> tuple[str, bool]:
+    """Whether 1 + 2 is 3 when each process holds one of the numbers."""
+    command = [*launch_command(2), "-m", "lora_dist.workflows.doctor"]
+    environment = {**os.environ, **devices_for(2)}
+    try:
+        result = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=ALL_REDUCE_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"did not finish in {ALL_REDUCE_TIMEOUT} s", False
+    if result.returncode == 0 and "sum over 2 ranks: 3" in result.stdout:
+        return "joined and added up a number", True
+    return f"failed: {last_words(result)}", False
+
+
+if __name__ == "__main__":
+    with world() as here:
+        total = sum_over_ranks(here, torch.tensor([here.rank + 1], device=here.device)).item()
+        if here.is_main:
+            print(f"sum over {here.size} ranks: {total:.0f}")
+    sys.exit(0)

@@ -1,0 +1,72 @@
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from tokenizers import AddedToken
+
+from lora_dist.config import UserError
+from lora_dist.data import token_cache
+from lora_dist.data.collate import TokenizedExamples, tokenize
+from lora_dist.data.e2e import Example
+from lora_dist.data.token_cache import tokenize_cached
+
+EXAMPLES = [
+    Example("name[The Eagle], food[French]", "The Eagle is French."),
+    Example("name[Blue Spice]", "Blue Spice is at £20 in Café Rouge."),
+    Example("name[The Eagle], food[French]", "X."),
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache" / "lora_dist"
+
+
+def same(some: TokenizedExamples, other: TokenizedExamples) -> bool:
+    names = ("ids", "starts", "prompt_lengths", "mrs")
+    pairs = [(getattr(some, name), getattr(other, name)) for name in names]
+    return all(a.dtype == b.dtype and a.tolist() == b.tolist() for a, b in pairs)
+
+
+def test_the_cache_gives_what_tokenising_gives_without_doing_it_again(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tokenize(tokenizer, EXAMPLES, 128)
+    assert same(tokenize_cached(tokenizer, EXAMPLES, 128), expected)
+
+    def never(*_: object) -> TokenizedExamples:
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr(token_cache, "tokenize", never)
+    assert same(tokenize_cached(tokenizer, EXAMPLES, 128), expected)
+    for other in (EXAMPLES[:2], EXAMPLES[::-1]):
+        with pytest.raises(AssertionError, match="again"):
+            tokenize_cached(tokenizer, other, 128)
+
+
+def test_another_tokenizer_is_another_entry(tokenizer: Any, cache: Path) -> None:
+    tokenize_cached(tokenizer, EXAMPLES, 128)
+    tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
+    tokenizer.add_tokens([AddedToken("Eagle")])
+    assert same(tokenize_cached(tokenizer, EXAMPLES, 128), tokenize(tokenizer, EXAMPLES, 128))
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_an_example_that_is_too_long_is_refused_and_nothing_is_kept(tokenizer: Any, cache: Path) -> None:
+    with pytest.raises(UserError, match="shorten"):
+        tokenize_cached(tokenizer, EXAMPLES, 8)
+    assert not cache.exists()
+
+
+def test_a_damaged_entry_and_a_cache_that_cannot_be_written_do_no_harm(tokenizer: Any, cache: Path) -> None:
+    expected = tokenize_cached(tokenizer, EXAMPLES, 128)
+    (entry,) = cache.iterdir()
+    for file in entry.iterdir():
+        file.write_bytes(file.read_bytes()[:20])
+    assert same(tokenize_cached(tokenizer, EXAMPLES, 128), expected)
+    assert same(tokenize_cached(tokenizer, EXAMPLES, 128), expected)
+    cache.rename(cache.with_name("old"))
+    cache.write_text("a file where the folder should be")
+    assert same(tokenize_cached(tokenizer, EXAMPLES, 128), expected)

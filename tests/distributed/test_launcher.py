@@ -1,0 +1,62 @@
+import json
+import subprocess
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from launching import CONFIGS
+
+from lora_dist.distributed.launcher import Strategy, last_words, launch_command
+
+REPORT = """
+import json, os, pathlib, sys
+names = ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DEEPSPEED_ZERO_STAGE")
+found = pathlib.Path(sys.argv[1], os.environ.get("RANK", "0") + ".json")
+found.write_text(json.dumps([os.environ.get(name) for name in names]))
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_command_starts_as_many_processes_as_asked(processes: int, tmp_path: Path) -> None:
+    script = tmp_path / "report.py"
+    script.write_text(REPORT)
+    done = subprocess.run(
+        [*launch_command(processes, "ddp", "fp32"), script, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # A file for each rank: lines that several ranks print into one pipe come mixed.
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(processes)]
+    world = None if processes == 1 else str(processes)
+    assert found == [[world, "no", None]] * processes
+    assert len(list(tmp_path.glob("*.json"))) == processes
+
+
+@pytest.mark.parametrize("strategy", [name for name in get_args(Strategy) if name != "ddp"])
+def test_options_say_what_the_shipped_configs_say(strategy: Strategy) -> None:
+    config = yaml.safe_load((CONFIGS / f"{strategy}.yaml").read_text())["deepspeed_config"]
+    options = launch_command(2, strategy)
+    assert options[options.index("--zero_stage") + 1] == str(config["zero_stage"])
+    for part in ("optimizer", "param"):
+        flag = f"--offload_{part}_device"
+        asked = options[options.index(flag) + 1] if flag in options else "none"
+        assert asked == config[f"offload_{part}_device"]
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ("noise\nlora-dist: the disk is full\n[rank0]: ValueError: not that\n=====\n", "the disk is full"),
+        (
+            "Traceback\n  x = 1\nRuntimeError: no network\n  raise\nChildFailedError: later\n=====\n",
+            "RuntimeError: no network",
+        ),
+        ("=====\n", "exit code 3"),
+        ("", "exit code 3"),
+    ],
+)
+def test_last_words_are_the_first_cause(errors: str, said: str) -> None:
+    assert last_words(subprocess.CompletedProcess([], 3, "", errors)) == said

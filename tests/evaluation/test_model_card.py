@@ -1,0 +1,139 @@
+"""The adapter's model card, and its way to a stand-in for the hub."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import yaml
+from launching import attempt
+from made_runs import made_run
+
+from lora_dist.config import IMPROVED, ModelSettings, UserError
+from lora_dist.evaluation.model_card import push, write_card
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the hub's interface as making a repository and a commit takes."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.created: list[dict[str, Any]] = []
+        self.files: dict[str, bytes] = {}
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/api/repos/create":
+            self.server.created.append(json.loads(body))
+            self._answer({"url": f"{self.server.address}/me/adapter"})
+        elif "/preupload/" in self.path:
+            files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            self._answer({"files": files})
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            address = f"{self.server.address}/me/adapter/commit/{'0' * 40}"
+            self._answer({"commitUrl": address, "commitOid": "0" * 40})
+        else:
+            self._answer({})
+
+    def _answer(self, value: dict[str, Any]) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_the_card_says_base_data_recipe_and_scores_with_their_signature(tmp_path: Path) -> None:
+    settings = replace(IMPROVED, train=replace(IMPROVED.train, learning_rate=2e-3))
+    run = made_run(tmp_path / "mine", settings)
+    write_card(run)
+    _, head, text = (run.adapter / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(head) == {
+        "base_model": "gpt2",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "language": ["en"],
+        "datasets": ["tuetschek/e2e_nlg"],
+        "tags": ["lora", "data-to-text", "e2e-nlg"],
+    }
+    assert "lora-dist run improved --model.name gpt2 --train.learning-rate 0.002" in text
+    assert "| train.learning-rate | 0.002 |" in text
+    assert "| BLEU | 0.7123 |" in text
+    signature = text[text.index("```json\n") + 8 :]
+    scores = json.loads(run.scores.read_text())
+    assert json.loads(signature[: signature.index("```")]) == scores["signature"]
+
+
+def test_a_base_model_in_a_folder_is_none_of_the_hubs(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    run = made_run(tmp_path / "mine", replace(IMPROVED, model=ModelSettings(name=str(tmp_path / "base"))))
+    write_card(run)
+    assert "base_model:" not in (run.adapter / "README.md").read_text()
+
+
+def test_the_hub_takes_the_adapters_card(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "mine")
+    write_card(run)
+    card = huggingface_hub.ModelCard.load(run.adapter / "README.md")
+    assert card.data.base_model == "gpt2"
+
+
+def test_pushing_uploads_adapter_and_card(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made_run(tmp_path / "mine")
+    for name, value in {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_standin"}.items():
+        monkeypatch.setenv(name, value)
+    result = attempt("report", run.root, "--push", "me/adapter")
+    assert result.returncode == 0, result.stderr
+    assert "adapter and model card in" in result.stdout
+    assert [request["name"] for request in hub.created] == ["adapter"]
+    assert hub.files == {path.name: path.read_bytes() for path in run.adapter.iterdir()}
+    assert set(hub.files) == {"README.md", "adapter_model.safetensors"}
+
+
+def test_a_hub_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made_run(tmp_path / "mine")
+    for name, value in {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x"}.items():
+        monkeypatch.setenv(name, value)
+    result = attempt("report", run.root, "--push", "me/adapter")
+    assert result.returncode == 2
+    assert "lora-dist: --push me/adapter failed" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("repository", ["no such//name", "me/adapter"])
+def test_a_push_that_fails_is_one_sentence(repository: str, tmp_path: Path) -> None:
+    run = made_run(tmp_path / "mine")
+    with pytest.raises(UserError, match=rf"--push {repository} failed .*: check the name"):
+        push(run, repository)  # offline, as all tests are

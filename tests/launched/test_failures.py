@@ -1,0 +1,277 @@
+"""What goes wrong around a run: signals, a full disk, a rank that hangs, one that fails and is started again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import TIMEOUT, adapter, attempt, before_all_else, begin, launcher, lora_dist, metrics, recipe, workers
+
+from lora_dist.cli.main import main
+from lora_dist.decoding import decode
+from lora_dist.decoding.beam_search import beam_search
+from lora_dist.distributed.signals import EXIT_CODE
+from lora_dist.run_dir import RunDir
+from lora_dist.training import trainer as train
+
+GRACE = 30  # seconds that a scheduler gives between its signal and SIGKILL
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_gpt2: Path, corpus: Path) -> list[str]:
+    """A training with dropout of 6 updates, two epochs of 3, and a checkpoint in the middle of each."""
+    changed = ("--lora.dropout", 0.2, "--train.keep-checkpoints", 9, "--train.checkpoint-steps", 2)
+    return [str(part) for part in ("train", *recipe(tiny_gpt2, corpus), *changed)]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = RunDir(tmp_path_factory.mktemp("finished") / "run")
+    assert main([*arguments, "--out", str(run.root)]) == 0
+    return run
+
+
+def same(run: RunDir, other: RunDir) -> bool:
+    weights = [(r.adapter / "adapter_model.safetensors").read_bytes() for r in (run, other)]
+    logs = [[metrics(r.root, key) for key in ("step", "loss", "lr", "samples", "dev_loss")] for r in (run, other)]
+    return weights[0] == weights[1] and logs[0] == logs[1]
+
+
+def call_at(monkeypatch: pytest.MonkeyPatch, name: str, count: int, action: Callable[[], None]) -> None:
+    """Let `action` happen at the `count`th call of a function of train.py."""
+    function, calls = getattr(train, name), []
+
+    def called(*arguments: object) -> object:
+        calls.append(name)
+        if len(calls) == count:
+            action()
+        return function(*arguments)
+
+    monkeypatch.setattr(train, name, called)
+
+
+@pytest.mark.parametrize(
+    ("function", "call", "update", "number"),
+    [
+        *(("make_update", 2, 2, number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)),
+        *((*place, signal.SIGTERM) for place in (("make_update", 5, 5), ("dev_losses", 1, 3), ("dev_losses", 2, 6))),
+    ],
+)
+def test_a_signal_ends_a_training_after_its_update_and_resume_ends_in_the_same_bits(
+    number: signal.Signals,
+    function: str,
+    call: int,
+    update: int,
+    arguments: list[str],
+    finished: RunDir,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = RunDir(tmp_path / "run")
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        call_at(patch, function, call, lambda: os.kill(os.getpid(), number))
+        assert main([*arguments, "--out", str(run.root)]) == EXIT_CODE
+    assert signal.getsignal(number) == handler
+    assert f"{number.name} ended the training after update {update} of 6" in capsys.readouterr().err
+    assert run.steps()[-1] == update
+    assert not run.adapter.exists()
+    assert main([*arguments, "--resume", "--out", str(run.root)]) == 0
+    assert same(run, finished)
+
+
+def test_an_ignored_signal_stays_ignored(
+    arguments: list[str], finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        call_at(monkeypatch, "make_update", 2, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert main([*arguments, "--out", str(run.root)]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert same(run, finished)
+
+
+def test_a_signal_ends_a_decoding_after_its_chunk_and_what_is_done_is_not_done_again(
+    finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished.root, run.root)
+    few = ("--decode.batch-tokens", "1", "--decode.max-new-tokens", "8", "--decode.limit", "6", "--device", "cpu")
+    chunks: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        chunks.append(1)
+        if len(chunks) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return beam_search(*arguments)
+
+    monkeypatch.setattr(decode, "beam_search", counted)
+    assert main(["decode", str(run.root), *few]) == EXIT_CODE
+    assert "SIGTERM ended the decoding" in capsys.readouterr().err
+    assert len(chunks) == 3
+    assert len(run.ledger(0).read_text().splitlines()) == 3
+    assert not run.outputs.exists()
+    assert main(["decode", str(run.root), *few]) == 0
+    assert len(chunks) == 6
+    assert len(run.outputs.read_text().splitlines()) == 6
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 500 KiB, with room for one or two checkpoints."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_run_in_a_sentence_and_loses_no_complete_checkpoint(
+    small_disk: Path, arguments: list[str], finished: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(small_disk / "run")
+    assert main([*arguments, "--out", str(run.root)]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    kept = run.steps()
+    assert 0 < len(kept) < 3
+    assert not run.adapter.exists()
+    for step in kept:
+        for file in finished.checkpoint(step).iterdir():
+            assert (run.checkpoint(step) / file.name).read_bytes() == file.read_bytes()
+    assert not list(run.root.rglob(".part.*"))  # nothing half-written takes up what room there is
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    assert main([*arguments, "--resume", "--out", str(run.root)]) == 0
+    assert same(run, finished)
+
+
+# Several processes
+
+
+@pytest.fixture(scope="module")
+def long_training(tiny_gpt2: Path, corpus: Path) -> list[object]:
+    """42 updates with dropout, of which only the last writes a checkpoint by itself."""
+    changed = ("--train.epochs", 14, "--lora.dropout", 0.2, "--train.checkpoint-steps", 1000)
+    return ["train", *recipe(tiny_gpt2, corpus), *changed]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(long_training: list[object], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """What two processes that nobody disturbs come to."""
+    run = RunDir(tmp_path_factory.mktemp("undisturbed") / "run")
+    lora_dist(*long_training, "--out", run.root, launcher=launcher("ddp.yaml"))
+    return run
+
+
+def assert_same_adapter(run: RunDir, other: RunDir, *, exactly: bool) -> None:
+    ours, theirs = adapter(run.root), adapter(other.root)
+    assert (ours - theirs).norm() <= (0 if exactly else 1e-5) * theirs.norm()
+
+
+def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def has_trained(run: RunDir, updates: int) -> bool:
+    return run.metrics.exists() and len(run.metrics.read_text().splitlines()) > updates
+
+
+@pytest.mark.parametrize(
+    ("config", "to"),
+    [
+        pytest.param("ddp", "launcher", marks=pytest.mark.slow),
+        ("ddp", "rank 1"),
+        pytest.param("zero2", "launcher", marks=pytest.mark.slow),
+        pytest.param("zero3", "rank 1", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_the_launcher_or_to_one_rank_ends_all_with_one_checkpoint(
+    config: str, to: str, long_training: list[object], undisturbed: RunDir, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    passed_on = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGUSR1"}  # as launch/setup.sh sets it
+    process = begin(*long_training, "--out", run.root, launcher=launcher(f"{config}.yaml"), **passed_on)
+    wait_for(lambda: has_trained(run, 4), process)
+    if to == "launcher":
+        process.send_signal(signal.SIGUSR1)
+    else:
+        workers(process)[1].send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=GRACE)
+    assert process.returncode != 0
+    (step,) = run.steps()
+    assert 0 < step < 42
+    assert f"ended the training after update {step} of 42" in errors
+    lora_dist(*long_training, "--resume", "--out", run.root, launcher=launcher(f"{config}.yaml"))
+    assert_same_adapter(run, undisturbed, exactly=config == "ddp")
+    assert metrics(run.root, "step")[-1] == 42
+
+
+def sabotage(folder: Path, line: str) -> dict[str, str]:
+    """Environment of a launch in which rank 1 does `line` as it takes its share of the fourth update."""
+    code = f"""
+        import time
+        import lora_dist.data.sampler as order
+        share, calls = order.rank_share, []
+        def sabotaged(*arguments):
+            calls.append(1)
+            if len(calls) == 4:
+                {line}
+            return share(*arguments)
+        order.rank_share = sabotaged
+    """
+    return before_all_else(folder, code, rank=1)
+
+
+def test_a_hanging_rank_ends_all_and_each_says_where_it_was(long_training: list[object], tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    variables = sabotage(tmp_path, "time.sleep(3600)")
+    arguments = (*long_training, "--train.checkpoint-steps", 2, "--hang-timeout", 6, "--out", run.root)
+    start = time.monotonic()
+    failed = attempt(*arguments, launcher=launcher("ddp.yaml"), **variables)
+    assert time.monotonic() - start < 90
+    assert failed.returncode != 0
+    for rank in (0, 1):
+        assert f"rank {rank} of 2 has not moved for 6 s" in failed.stderr
+    assert failed.stderr.count("It was at update 4 of 42") == 2
+    assert "in sabotaged" in failed.stderr  # the stack of the one that hangs
+    assert run.steps() == [2]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        ("torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--max-restarts", "1"),
+        pytest.param((*launcher("ddp.yaml"), "--max_restarts", "1"), marks=pytest.mark.slow),
+        pytest.param((*launcher("zero2.yaml"), "--max_restarts", "1"), marks=pytest.mark.slow),
+    ],
+    ids=["torchrun", "accelerate ddp", "accelerate zero2"],
+)
+def test_a_failed_run_that_is_started_again_goes_on_where_it_was(
+    start: tuple[str, ...], long_training: list[object], undisturbed: RunDir, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    variables = sabotage(tmp_path, "assert os.environ['TORCHELASTIC_RESTART_COUNT'] != '0', 'once'")
+    arguments = (*long_training, "--train.checkpoint-steps", 2, "--overwrite", "--out", run.root)
+    result = attempt(*arguments, launcher=start, **variables)
+    assert result.returncode == 0, result.stderr
+    assert "AssertionError: once" in result.stderr
+    assert "going on after update 2" in result.stdout
+    assert_same_adapter(run, undisturbed, exactly="zero2" not in " ".join(start))
+    assert json.loads((run.checkpoint(42) / "state.json").read_text())["updates"] == 42

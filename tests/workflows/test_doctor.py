@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import pytest
+from launching import before_all_else
+
+from lora_dist.cli.main import main
+
+
+def test_all_is_well_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:2] for line in lines] == ["ok"] * 5
+    assert lines[-1].endswith("joined and added up a number")
+
+
+def test_processes_that_do_not_find_each_other_say_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = """
+        import torch.distributed as distributed
+        def refused(*_, **__): raise ConnectionError('no route to the other process')
+        distributed.init_process_group = refused
+    """
+    for name, value in before_all_else(tmp_path, code).items():
+        monkeypatch.setenv(name, value)
+    assert main(["doctor"]) == 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("NO  2 processes  failed:")
+    assert line.endswith("ConnectionError: no route to the other process")
