@@ -1,14 +1,21 @@
-"""Settings as JSON for the files of a run, and as the words of a command line."""
+"""Settings as JSON for the files of a run, and as arguments of a command line."""
 
 import dataclasses
+import platform
 import shlex
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lora_dist.config import PRESETS, Settings, UserError, flag
+from lora_dist import __version__
+from lora_dist.config import PRESETS, Settings, flag
+from lora_dist.errors import UserError
+from lora_dist.files import read_json, write_json
+from lora_dist.run_dir import RunDir
 
 T = TypeVar("T")
 
@@ -25,7 +32,7 @@ WITHOUT_EFFECT = frozenset(
         "tracker",
     )
 )
-"""Options of a training that change no trained number, but for rounding."""
+"""Training options that do not change the adapter, but for rounding."""
 
 
 def to_json(settings: Any) -> dict[str, Any]:
@@ -63,8 +70,46 @@ def _from_json_value(hint: Any, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def read_settings(run: RunDir) -> Settings:
+    """The settings that a run was started with.
+
+    Raises:
+        UserError: if this is not the folder of a run.
+    """
+    values = read_json(run.config, f"{run.root} is not the folder of a run")
+    return from_json(Settings, values["settings"])
+
+
+def write_config(
+    run: RunDir, settings: Settings, world: dict[str, Any], data: dict[str, str], counts: dict[str, int]
+) -> None:
+    """Write config.json: the resolved settings, and what they met on this machine.
+
+    Args:
+        run: the run.
+        settings: all of them.
+        world: see `World.describe`.
+        data: fingerprint of each split.
+        counts: `trainable` parameters and `steps`.
+    """
+    write_json(
+        run.config,
+        {"settings": to_json(settings), "counts": counts, "world": world, "data": data, "versions": versions()},
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("torch", "transformers", "accelerate", "deepspeed", "numpy", "tokenizers")
+    found = {"lora_dist": __version__, "python": platform.python_version()}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def as_options(settings: Settings, *sections: str) -> dict[str, Any]:
-    """Settings by the names that they have on the command line, without the paths, which a machine may have its own."""
+    """Settings by their names on the command line, without the paths, which may differ between machines."""
     return {
         flag(section, key): value
         for section in sections
@@ -74,35 +119,35 @@ def as_options(settings: Settings, *sections: str) -> dict[str, Any]:
 
 
 def nearest_preset(settings: Settings) -> str:
-    """The name of the preset from whose adapter the settings differ least."""
+    """The name of the preset whose adapter differs least from that of the settings."""
     own = as_options(settings, "lora")
-    return min(PRESETS, key=lambda name: len(_changed(own, as_options(PRESETS[name], "lora"))))
+    return min(PRESETS, key=lambda name: len(_changed(own, as_options(PRESETS[name].settings, "lora"))))
 
 
 def changed_options(settings: Settings) -> dict[str, Any]:
-    """What differs from the nearest preset, and where base model and data lie, by name on the command line."""
+    """What differs from the nearest preset, and the paths of base model and data, by name on the command line."""
     sections = [field.name for field in dataclasses.fields(Settings)]
-    preset = PRESETS[nearest_preset(settings)]
+    preset = PRESETS[nearest_preset(settings)].settings
     changed = _changed(as_options(settings, *sections), as_options(preset, *sections))
-    places = {"--model.name": settings.model.name}
+    paths = {"--model.name": settings.model.name}
     if settings.data.dir is not None:
-        places["--data.dir"] = str(settings.data.dir)
-    return {**places, **changed}
+        paths["--data.dir"] = str(settings.data.dir)
+    return {**paths, **changed}
 
 
 def to_arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options as the words of a command line."""
-    words: list[str] = []
+    """Options as arguments of a command line."""
+    arguments: list[str] = []
     for name, value in options.items():
         if isinstance(value, bool):
-            words.append(name if value else name.replace(".", ".no-", 1))
+            arguments.append(name if value else name.replace(".", ".no-", 1))
         else:
-            words += [name, *map(str, value if isinstance(value, list) else [value])]
-    return words
+            arguments += [name, *map(str, value if isinstance(value, list) else [value])]
+    return arguments
 
 
 def command_line(settings: Settings) -> str:
-    """The words that follow `lora-dist` to make a run with these settings."""
+    """The arguments after `lora-dist` that make a run with these settings."""
     return shlex.join(["run", nearest_preset(settings), *to_arguments(changed_options(settings))])
 
 

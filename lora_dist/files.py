@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 
 PART = ".part."
 """How the names of files and folders begin that are still being written."""

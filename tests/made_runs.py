@@ -11,7 +11,8 @@ from lora_dist.config_io import to_json
 from lora_dist.files import write_json, write_jsonl, write_text
 from lora_dist.metrics.slots.errors import ATTRIBUTES
 from lora_dist.metrics.suite import METRICS
-from lora_dist.run_dir import RunDir, write_config
+from lora_dist.config_io import write_config
+from lora_dist.run_dir import RunDir
 
 MRS = (
     "name[The Eagle], eatType[pub], food[French]",

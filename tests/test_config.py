@@ -5,16 +5,8 @@ import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
-from lora_dist.config import (
-    BASELINE,
-    IMPROVED,
-    DataSettings,
-    DecodeSettings,
-    LoraSettings,
-    ModelSettings,
-    TrainSettings,
-    UserError,
-)
+from lora_dist.config import BASELINE, DataSettings, DecodeSettings, IMPROVED, LoraSettings, ModelSettings, TrainSettings
+from lora_dist.errors import UserError
 
 # Each row: a setting, a value it refuses, and how the message shows the two.
 REFUSED: list[tuple[Callable[[], object], str, str]] = [
@@ -116,7 +108,7 @@ def test_updates_count_the_smaller_last_batch_and_stop_at_max_steps(
     examples: int, max_steps: int | None, per_epoch: int, total: int
 ) -> None:
     train = TrainSettings(epochs=5, global_batch_size=8, max_steps=max_steps)
-    assert (train.updates_per_epoch(examples), train.total_updates(examples)) == (per_epoch, total)
+    assert (train.steps_per_epoch(examples), train.total_steps(examples)) == (per_epoch, total)
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(5, 20), (0, 7), (20, 20), (50, 20), (1, 1)])

@@ -8,28 +8,9 @@ import pytest
 
 from lora_dist.cli.commands import TrainCommand
 from lora_dist.cli.parsing import parse_with_preset
-from lora_dist.config import (
-    BASELINE,
-    IMPROVED,
-    PRESETS,
-    DataSettings,
-    DecodeSettings,
-    LoraSettings,
-    ModelSettings,
-    Settings,
-    TrainSettings,
-    UserError,
-)
-from lora_dist.config_io import (
-    WITHOUT_EFFECT,
-    as_options,
-    changed_options,
-    command_line,
-    from_json,
-    nearest_preset,
-    to_arguments,
-    to_json,
-)
+from lora_dist.config import BASELINE, DataSettings, DecodeSettings, IMPROVED, LoraSettings, ModelSettings, PRESETS, Settings, TrainSettings
+from lora_dist.config_io import WITHOUT_EFFECT, as_options, changed_options, command_line, from_json, nearest_preset, to_arguments, to_json
+from lora_dist.errors import UserError
 
 
 @pytest.mark.parametrize(

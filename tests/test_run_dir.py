@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_dist.config import IMPROVED, UserError
+from lora_dist.config import IMPROVED
+from lora_dist.errors import UserError
 from lora_dist.files import new_folder, write_text
-from lora_dist.run_dir import RunDir, versions, write_config
+from lora_dist.config_io import versions, write_config
+from lora_dist.run_dir import RunDir
 
 
 def names(folder: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""Seconds a meaning representation takes to decode, beside transformers' `generate` and CTranslate2.
+"""Seconds per meaning representation (MR) of decoding, next to transformers' `generate` and CTranslate2.
 
 All programs get the same weights and prompts, and write exactly `NEW_TOKENS` tokens with each beam, so that they do
 the same work whatever the weights are.
@@ -27,11 +27,11 @@ from lora_dist.bench.machine import (
 from lora_dist.bench.models import save_model
 from lora_dist.bench.rows import Row
 from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision
-from lora_dist.data.collate import encode_prompts
 from lora_dist.data.e2e import group_by_mr, load_split
+from lora_dist.data.tokens import encode_prompts
 from lora_dist.decoding.beam_search import beam_search
 from lora_dist.decoding.decode import batch_tokens, chunks
-from lora_dist.decoding.kv_cache import prepare
+from lora_dist.decoding.kv_cache import lay_out
 from lora_dist.model.base import DTYPES, load_base, load_tokenizer
 
 NEW_TOKENS = 32
@@ -41,11 +41,11 @@ Prompts = list[list[int]]
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """What every program does."""
 
     folder: Path
-    """Where the model lies, as transformers saves it."""
+    """The model, as transformers saves it."""
     settings: DecodeSettings
     eos_id: int
 
@@ -53,7 +53,7 @@ class Job:
 def bench_decode(
     model: ModelSettings, shape: str | None, data: DataSettings, settings: DecodeSettings, count: int, threads: int
 ) -> list[Row]:
-    """The best of `ROUNDS` rounds in which all programs take turns, each in a process of its own.
+    """The best of `ROUNDS` rounds in which all programs take turns, each in a fresh process.
 
     Args:
         model: whose tokenizer and, without a shape, weights are used.
@@ -68,24 +68,24 @@ def bench_decode(
     prompts = encode_prompts(tokenizer, mrs[:: max(1, len(mrs) // count)][:count])
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
         gpt2 = save_model(model, shape, Path(name))
-        job = Job(Path(name), replace(settings, max_new_tokens=NEW_TOKENS), tokenizer.eos_token_id)
-        found = _measure_all(job, prompts, threads)
-        rows = _rows(found, _work(gpt2, prompts, settings.num_beams), len(prompts), threads)
-        return rows if bench_device().type == "cuda" else [*rows, _scaling(job, prompts)]
+        work = Workload(Path(name), replace(settings, max_new_tokens=NEW_TOKENS), tokenizer.eos_token_id)
+        found = _measure_all(work, prompts, threads)
+        rows = _rows(found, _operations(gpt2, prompts, settings.num_beams), len(prompts), threads)
+        return rows if bench_device().type == "cuda" else [*rows, _scaling(work, prompts)]
 
 
-def _measure_all(job: Job, prompts: Prompts, threads: int) -> dict[str, tuple[Measurement, int]]:
+def _measure_all(work: Workload, prompts: Prompts, threads: int) -> dict[str, tuple[Measurement, int]]:
     """The best measurement of each program, and how many prompts it did."""
-    few = prompts[:: max(1, len(prompts) // 4)][:4]  # one at a time takes long, and each as long as the other
+    few = prompts[:: max(1, len(prompts) // 4)][:4]  # one at a time takes long, and all take equally long
     programs: dict[str, tuple[Any, ...]] = {}
     for precision in precisions():
-        programs[f"ours, {precision}"] = (_ours, job, prompts, precision)
+        programs[f"ours, {precision}"] = (_ours, work, prompts, precision)
         for size in (8, 16) if bench_device().type == "cpu" else (16, 64):
-            programs[f"generate, batch {size}, {precision}"] = (_generate, job, prompts, precision, size)
-    programs["generate, one at a time, fp32 (the seed's way)"] = (_generate, job, few, "fp32", 1)
+            programs[f"generate, batch {size}, {precision}"] = (_generate, work, prompts, precision, size)
+    programs["generate, one at a time, fp32 (the seed paper's way)"] = (_generate, work, few, "fp32", 1)
     if find_spec("ctranslate2") is not None and bench_device().type == "cpu":
         for kind in ("float32", "int8"):
-            programs[f"CTranslate2, {kind}"] = (_ctranslate2, job, prompts, kind)
+            programs[f"CTranslate2, {kind}"] = (_ctranslate2, work, prompts, kind)
     best: dict[str, tuple[Measurement, int]] = {}
     turns = [(name, program) for _ in range(ROUNDS) for name, program in programs.items()]
     for name, (program, *arguments) in tqdm(turns, desc="bench decode", unit="program"):
@@ -95,65 +95,66 @@ def _measure_all(job: Job, prompts: Prompts, threads: int) -> dict[str, tuple[Me
     return best
 
 
-def _rows(found: dict[str, tuple[Measurement, int]], work: float, count: int, threads: int) -> list[Row]:
+def _rows(found: dict[str, tuple[Measurement, int]], operations: float, count: int, threads: int) -> list[Row]:
     ceilings = {precision: matmul_ceiling(precision, threads) for precision in precisions()}
     rows = []
     for name, (measured, done) in found.items():
         precision = "fp32" if "fp32" in name or "float32" in name else "bf16"
         ours = found[f"ours, {precision}"][0].seconds / count
         seconds = measured.seconds / done
-        rows.append(Row(name, round(seconds, 4), "s an MR", round(seconds / ours, 3)))
+        rows.append(Row(name, round(seconds, 4), "s/MR", round(seconds / ours, 3)))
     for precision, ceiling in ceilings.items():
         measured, _ = found[f"ours, {precision}"]
-        share = work / measured.seconds / ceiling
+        share = operations / measured.seconds / ceiling
         rows.append(Row(f"ours, {precision}: share of the matmul ceiling", round(share, 3), "", 1.0))
         rows.append(Row(f"ours, {precision}: peak memory", round(measured.peak_bytes / 2**30, 3), "GiB", 1.0))
     return rows
 
 
-def _scaling(job: Job, prompts: Prompts) -> Row:
-    """Two processes beside one, each with one thread of a CPU."""
+def _scaling(work: Workload, prompts: Prompts) -> Row:
+    """Two processes compared with one, each with one thread of a CPU."""
     halves = [sorted(prompts, key=len)[rank::2] for rank in range(2)]
-    shares = [(job, half, "fp32") for half in halves]
-    one = min(measure_apart(_in_turn, job, halves, "fp32", threads=1).seconds for _ in range(ROUNDS))
-    two = min(measure_together(_ours, shares).seconds for _ in range(ROUNDS))
+    shards = [(work, half, "fp32") for half in halves]
+    one = min(measure_apart(_in_turn, work, halves, "fp32", threads=1).seconds for _ in range(ROUNDS))
+    two = min(measure_together(_ours, shards).seconds for _ in range(ROUNDS))
     name = "ours, fp32, one thread each: two processes, and how many times one's time"
-    return Row(name, round(two / len(prompts), 4), "s an MR", round(two / one, 3))
+    return Row(name, round(two / len(prompts), 4), "s/MR", round(two / one, 3))
 
 
-def _work(model: GPT2LMHeadModel, prompts: Prompts, beams: int) -> float:
-    """Multiplications and additions that cannot be avoided: each token once through the weights."""
+def _operations(model: GPT2LMHeadModel, prompts: Prompts, beams: int) -> float:
+    """Floating-point operations that cannot be avoided: each token once through the weights."""
     body = sum(p.numel() for name, p in model.transformer.h.named_parameters() if name.endswith("weight"))
     tokens = sum(map(len, prompts)) + len(prompts) * beams * (NEW_TOKENS - 1)
     return 2.0 * float(body * tokens + model.lm_head.weight.numel() * len(prompts) * (1 + beams * (NEW_TOKENS - 1)))
 
 
-def _ours(job: Job, prompts: Prompts, precision: Precision) -> tuple[float, None]:
-    tokenizer = load_tokenizer(ModelSettings(name=str(job.folder)))
-    model = load_base(ModelSettings(name=str(job.folder)), tokenizer, DTYPES[precision])
-    model = prepare(model.to(bench_device()))
-    never = -1  # an end-of-text that does not come
-    todo = chunks([len(p) for p in prompts], job.settings.num_beams * NEW_TOKENS, batch_tokens(model, job.settings, 1))
-    beam_search(model, prompts[:1], replace(job.settings, max_new_tokens=2), never)
+def _ours(work: Workload, prompts: Prompts, precision: Precision) -> tuple[float, None]:
+    tokenizer = load_tokenizer(ModelSettings(name=str(work.folder)))
+    gpt2 = load_base(ModelSettings(name=str(work.folder)), tokenizer, DTYPES[precision])
+    model = lay_out(gpt2.to(bench_device()))
+    never = -1  # an end-of-text that no token is
+    new_tokens = work.settings.num_beams * NEW_TOKENS
+    todo = chunks([len(p) for p in prompts], new_tokens, batch_tokens(model, work.settings, 1))
+    beam_search(model, prompts[:1], replace(work.settings, max_new_tokens=2), never)
     start = now()
     for chunk in todo:
-        beam_search(model, [prompts[i] for i in chunk], job.settings, never)
+        beam_search(model, [prompts[i] for i in chunk], work.settings, never)
     return now() - start, None
 
 
-def _in_turn(job: Job, shares: Sequence[Prompts], precision: Precision) -> tuple[float, None]:
-    """Ours, one share after the other: what is decoded together does not depend on the number of processes."""
-    return sum(_ours(job, share, precision)[0] for share in shares), None
+def _in_turn(work: Workload, shards: Sequence[Prompts], precision: Precision) -> tuple[float, None]:
+    """Ours, one shard after the other: a batch does not depend on the number of processes."""
+    return sum(_ours(work, shard, precision)[0] for shard in shards), None
 
 
-def _generate(job: Job, prompts: Prompts, precision: Precision, size: int) -> tuple[float, None]:
-    model = GPT2LMHeadModel.from_pretrained(job.folder, dtype=DTYPES[precision]).to(bench_device()).eval()
-    settings = job.settings
+def _generate(work: Workload, prompts: Prompts, precision: Precision, size: int) -> tuple[float, None]:
+    model = GPT2LMHeadModel.from_pretrained(work.folder, dtype=DTYPES[precision]).to(bench_device()).eval()
+    settings = work.settings
     ordered = sorted(prompts, key=len)
 
     def generate(batch: Sequence[Sequence[int]], new_tokens: int) -> None:
         width = max(map(len, batch))
-        ids = torch.tensor([[job.eos_id] * (width - len(p)) + list(p) for p in batch], device=model.device)
+        ids = torch.tensor([[work.eos_id] * (width - len(p)) + list(p) for p in batch], device=model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=model.device)
         model.generate(
             ids,
@@ -165,8 +166,8 @@ def _generate(job: Job, prompts: Prompts, precision: Precision, size: int) -> tu
             min_new_tokens=new_tokens,
             max_new_tokens=new_tokens,
             do_sample=False,
-            eos_token_id=job.eos_id,
-            pad_token_id=job.eos_id,
+            eos_token_id=work.eos_id,
+            pad_token_id=work.eos_id,
         )
 
     with torch.inference_mode():
@@ -177,13 +178,13 @@ def _generate(job: Job, prompts: Prompts, precision: Precision, size: int) -> tu
         return now() - start, None
 
 
-def _ctranslate2(job: Job, prompts: Prompts, kind: str) -> tuple[float, None]:
+def _ctranslate2(work: Workload, prompts: Prompts, kind: str) -> tuple[float, None]:
     """CTranslate2's beam search, batches of 8 prompts."""
     import ctranslate2
 
-    settings, tokenizer = job.settings, AutoTokenizer.from_pretrained(job.folder)
+    settings, tokenizer = work.settings, AutoTokenizer.from_pretrained(work.folder)
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
-        ctranslate2.converters.TransformersConverter(str(job.folder)).convert(name, force=True)
+        ctranslate2.converters.TransformersConverter(str(work.folder)).convert(name, force=True)
         generator = ctranslate2.Generator(name, device="cpu", compute_type=kind, intra_threads=torch.get_num_threads())
         options = {
             "beam_size": settings.num_beams,

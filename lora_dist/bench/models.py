@@ -1,4 +1,4 @@
-"""The models that programs are measured with, as folders that every one of them can load."""
+"""The models that programs are measured with, as folders that each of them can load."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SHAPES = {"small": "gpt2", "medium": "gpt2-medium"}
 
 
 def save_model(model: ModelSettings, shape: str | None, folder: Path) -> GPT2LMHeadModel:
-    """Write model and tokenizer, the reference token in both, to `folder` in fp32, and return the model.
+    """Write model and tokenizer, both with the reference token, to `folder` in fp32, and return the model.
 
     Args:
         model: whose tokenizer and, without a shape, weights are used.
@@ -27,6 +27,6 @@ def save_model(model: ModelSettings, shape: str | None, folder: Path) -> GPT2LMH
     return gpt2
 
 
-def _random_gpt2(shape: str, words: int) -> GPT2LMHeadModel:
+def _random_gpt2(shape: str, vocabulary: int) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=words, **PUBLISHED[SHAPES[shape]]))
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **PUBLISHED[SHAPES[shape]]))

@@ -1,4 +1,4 @@
-"""Measurements of our programs beside others that do the same, in one run on one machine; one file a job."""
+"""Measurements of our programs next to others that do the same, in one run on one machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class Row:
     value: float
     unit: str
     ratio: float
-    """How many times ours this is, with `value` a time; ours in the same precision where there are several."""
+    """How many times ours this is; ours in the same precision where there are several."""
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -17,26 +17,28 @@ from tqdm import tqdm
 
 from lora_dist.bench.models import save_model
 from lora_dist.bench.rows import Row
-from lora_dist.config import Precision, Settings, UserError
+from lora_dist.config import Precision, Settings
 from lora_dist.config_io import from_json, to_json
-from lora_dist.distributed.launcher import MIXED_PRECISION, last_words, launch_command
+from lora_dist.distributed.launcher import MIXED_PRECISION, failure_reason, launch_command
+from lora_dist.errors import UserError
 from lora_dist.files import read_json, write_json
+from lora_dist.run_dir import RunDir
 
 ROUNDS = 2
 WARM_UP = 100
-"""Updates before those that are timed: until then the products of some shapes are prepared, by two processes each."""
+"""Steps before those that are timed: until then the products of some shapes are prepared, by two processes each."""
 PROFILED = 5
-"""Updates after those, in which the time in collectives is taken; the profiler slows them down."""
+"""Steps after those, in which the time in collectives is measured; the profiler slows them down."""
 
 
-def bench_scaling(settings: Settings, shape: str | None, precision: Precision, updates: int) -> list[Row]:
+def bench_scaling(settings: Settings, shape: str | None, precision: Precision, steps: int) -> list[Row]:
     """The best of `ROUNDS` rounds in which one process and two take turns.
 
     Args:
-        settings: of the training; the global batch is shared by the processes.
+        settings: of the training; the global batch is sharded over the processes.
         shape: a key of `models.SHAPES` for random weights of that shape, or None for the model's own.
         precision: of the frozen weights.
-        updates: how many are timed.
+        steps: how many are timed.
 
     Raises:
         UserError: if model or data cannot be read, or a program fails.
@@ -44,13 +46,13 @@ def bench_scaling(settings: Settings, shape: str | None, precision: Precision, u
     for processes in (1, 2):
         settings.train.micro_batch_size(processes)
     single = [sys.executable, "-m", "lora_dist.bench.scaling"]
-    programs = {1: single, 2: [*launch_command(2, "ddp", precision), *single[1:]]}
+    programs = {1: single, 2: [*launch_command(2, precision=precision), *single[1:]]}
     best: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
         folder = Path(name)
         save_model(settings.model, shape, folder / "model")
         own = replace(settings, model=replace(settings.model, name=str(folder / "model")))
-        write_json(folder / "job.json", {"settings": to_json(own), "warm_up": WARM_UP, "updates": updates})
+        write_json(folder / "job.json", {"settings": to_json(own), "warm_up": WARM_UP, "steps": steps})
         turns = [(processes, command) for _ in range(ROUNDS) for processes, command in programs.items()]
         for processes, command in tqdm(turns, desc="bench scaling", unit="program"):
             result = _run(command, folder, precision)
@@ -58,11 +60,11 @@ def bench_scaling(settings: Settings, shape: str | None, precision: Precision, u
                 best[processes] = result
     one, two = best[1]["seconds"], best[2]["seconds"]
     batch = settings.train.global_batch_size
-    parts = {"": two, ": communication": best[2]["communication"], ": waiting for the slower": best[2]["waiting"]}
+    parts = {"": two, ": communication": best[2]["communication"], ": waiting for the slower one": best[2]["waiting"]}
     return [
         Row(f"one process, one thread, {precision}", round(batch / one, 3), "examples/s", 1.0),
         Row(f"two processes, one thread each, {precision}", round(batch / two, 3), "examples/s", round(one / two, 3)),
-        *(Row(f"an update of the two{n}", round(1e3 * s, 2), "ms", round(s / two, 4)) for n, s in parts.items()),
+        *(Row(f"a step of the two{n}", round(1e3 * s, 2), "ms", round(s / two, 4)) for n, s in parts.items()),
     ]
 
 
@@ -71,43 +73,36 @@ def _run(command: Sequence[str], folder: Path, precision: Precision) -> dict[str
     arguments = [*command, str(folder / "job.json"), str(folder / "result.json")]
     done = subprocess.run(arguments, env={**os.environ, **own}, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise UserError(f"bench scaling: a program failed: {last_words(done)}")
+        raise UserError(f"bench scaling: a program failed: {failure_reason(done)}")
     return read_json(folder / "result.json", "bench scaling: a program wrote no result")
 
 
 def _measure(job: dict[str, Any], result: Path) -> None:
-    """What each process of a program does: seconds an update, and of these in communication and waiting."""
-    from lora_dist.distributed.world import barrier, gather_objects, world
-    from lora_dist.training.step import make_update, replicate
-    from lora_dist.training.trainer import load_data, load_model, seed_everything
+    """What each process of a program does: seconds per step, and of these in communication and waiting."""
+    from lora_dist.distributed.collectives import barrier, gather_objects
+    from lora_dist.distributed.world import world
+    from lora_dist.training.trainer import Trainer
 
     settings: Settings = from_json(Settings, job["settings"])
-    recipe, warm_up, updates = settings.train, int(job["warm_up"]), int(job["updates"])
+    warm_up, steps = int(job["warm_up"]), int(job["steps"])
     with world() as here:
         torch.set_num_threads(1)
-        seed_everything(recipe.seed, recipe.deterministic)
-        gpt2, tokenizer = load_model(settings, here.precision)
-        examples = load_data(settings.data, tokenizer, gpt2.config.n_positions).train
-        replica = replicate(gpt2, recipe, None, tokenizer.eos_token_id, here)
-
-        def update(number: int) -> None:
-            make_update(replica, examples, recipe, number, 10**6, tokenizer.eos_token_id, here)
-
+        trainer = Trainer(settings, RunDir(result.with_suffix("")), here)
         for number in range(warm_up):
-            update(number)
+            trainer.step(number)
         barrier(here)
         start = time.perf_counter()
-        for number in range(warm_up, warm_up + updates):
-            update(number)
+        for number in range(warm_up, warm_up + steps):
+            trainer.step(number)
         barrier(here)
-        seconds = (time.perf_counter() - start) / updates
+        seconds = (time.perf_counter() - start) / steps
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            for number in range(warm_up + updates, warm_up + updates + PROFILED):
-                update(number)
+            for number in range(warm_up + steps, warm_up + steps + PROFILED):
+                trainer.step(number)
         spent = sum(event.cpu_time_total for event in profile.key_averages() if event.key.startswith("gloo:"))
         each = gather_objects(here, [spent / 1e6 / PROFILED])
         if here.is_main:
-            # The last to come to a collective waits for none, so its time there is that of the communication.
+            # The last to reach a collective waits for none, so its time there is that of the communication.
             communication = min(each)
             waiting = statistics.mean(each) - communication
             write_json(result, {"seconds": seconds, "communication": communication, "waiting": waiting})

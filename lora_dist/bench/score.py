@@ -9,8 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lora_dist.bench.rows import Row
-from lora_dist.config import DataSettings, UserError
+from lora_dist.config import DataSettings
 from lora_dist.data.e2e import format_outputs, format_references, group_by_mr, load_split
+from lora_dist.errors import UserError
 from lora_dist.metrics.java import find_java
 
 REPEATS = 3

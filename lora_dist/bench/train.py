@@ -1,18 +1,18 @@
-"""Examples a second of training, beside the seed's recipe, PEFT with transformers' Trainer, and loralib.
+"""Examples per second of training, next to the seed paper's, PEFT with transformers' Trainer, and loralib.
 
 In one run on one machine, with the same checkpoint, adapter, examples, global batches and AdamW for all. The rows are
 
-- the seed's recipe: PEFT and Trainer, padded to 128 tokens, the loss on all that is not padding, fp32;
+- the seed paper's: PEFT and Trainer, padded to 128 tokens, the loss on all that is not padding, fp32;
 - PEFT and Trainer: padded to the longest of a batch, the loss on the reference; in bf16 both with fp32 weights under
   autocast and with frozen weights in bf16;
 - loralib: the LoRA authors' layers in a plain loop, padded to 128, the loss on the reference;
-- ours: the updates of `lora-dist train`;
-- ours, N references an MR: the same with `--train.refs-per-mr N`, which has other batches.
+- ours: the steps of `lora-dist train`;
+- ours, N references per MR: the same with `--train.refs-per-mr N`, which has other batches.
 
-GPT-2's own dropout is off for all unless `--model.dropout` says otherwise, LoRA's is the preset's. A fused `c_attn` has
-one pair of matrices everywhere. The losses show that all learn the same: they agree with `--lora.dropout 0`. With
-dropout each program draws its own, and ours the same again when an update is repeated to be timed, which lowers its
-loss a little.
+GPT-2's own dropout is off for all unless `--model.dropout` is given, LoRA's is the preset's. A fused `c_attn` has one
+pair of matrices everywhere. The losses show that all learn the same: they agree with `--lora.dropout 0`. With dropout
+each program draws its own, and ours the same again when a step is repeated to be timed, which lowers its loss a
+little.
 """
 
 import os
@@ -29,94 +29,97 @@ from transformers import GPT2LMHeadModel
 from lora_dist.bench.machine import Measurement, matmul_ceiling, measure_apart, precisions
 from lora_dist.bench.models import save_model
 from lora_dist.bench.rows import Row
-from lora_dist.bench.train_programs import FIXED_LENGTH, Format, Job, loralib, ours, trainer
+from lora_dist.bench.train_programs import FIXED_LENGTH, Format, Workload, loralib, ours, trainer
 from lora_dist.bench.work import count, necessary_work
-from lora_dist.config import Precision, Settings, UserError
-from lora_dist.data.collate import TokenizedExamples
-from lora_dist.data.sampler import global_batch
+from lora_dist.config import Precision, Settings
+from lora_dist.data.sampler import global_batch, training_order
+from lora_dist.data.token_cache import load_corpus
+from lora_dist.data.tokens import TokenizedExamples
+from lora_dist.errors import UserError
 from lora_dist.model import lora
-from lora_dist.model.base import identify, inject, load_tokenizer, save_adapter
-from lora_dist.training.step import training_order
-from lora_dist.training.trainer import load_data
+from lora_dist.model.adapter import save_adapter
+from lora_dist.model.base import identify, load_tokenizer
 
 ROUNDS = 2
 
 REFS_PER_MR = 8
-"""References of an MR behind one copy of it in the last program, unless the settings say how many."""
+"""References behind one copy of their MR in the last program, unless the settings have a number."""
 
-SEED, PEFT = "the seed's recipe", "PEFT and Trainer"
+SEED, PEFT = "the seed paper's", "PEFT and Trainer"
 
 FORMATS: dict[Format, tuple[str, Precision]] = {
     "fp32": ("fp32", "fp32"),
     "autocast": ("bf16 autocast", "bf16"),
     "bf16": ("bf16 weights", "bf16"),
 }
-"""What the rows call a peer's number formats, and what ours is compared with them."""
+"""Names of a peer's number formats in the rows, and the precision of ours that they are compared with."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One way to make some updates."""
+    """One way to make some steps."""
 
     run: Callable[..., tuple[float, float]]
-    """Returns the seconds and the mean loss of the updates."""
-    job: Job
+    """Returns the seconds and the mean loss of the steps."""
+    workload: Workload
     arguments: tuple[object, ...]
-    """What it takes besides the job."""
+    """What it takes besides the workload."""
     precision: Precision
 
 
-def bench_train(settings: Settings, shape: str | None, updates: int, threads: int) -> list[Row]:
+def bench_train(settings: Settings, shape: str | None, steps: int, threads: int) -> list[Row]:
     """The best of `ROUNDS` rounds in which all programs take turns, each in a process of its own.
 
     Args:
         settings: of the training; the learning rate is its peak throughout.
         shape: a key of `models.SHAPES` for random weights of that shape, or None for the model's own.
-        updates: how many are timed, after the same have been made once to warm up.
+        steps: how many are timed, after the same ones as a warm-up.
         threads: of each process.
 
     Raises:
         UserError: if model or data cannot be read, or there are too few examples.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one at most
-    tokenizer, recipe = load_tokenizer(settings.model), replace(settings.train, warmup_steps=0, accumulation_steps=1)
+    tokenizer, cfg = load_tokenizer(settings.model), replace(settings.train, warmup_steps=0, accumulation_steps=1)
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
         folder, adapter = Path(name, "model"), Path(name, "adapter")
         gpt2 = save_model(settings.model, shape, folder)
-        inject(gpt2, settings.lora, recipe.seed)
+        lora.inject(gpt2, settings.lora, cfg.seed)
         state = {key: parameter.detach() for key, parameter in lora.parameters(gpt2).items()}
         adapter.mkdir()
         save_adapter(adapter, state, settings.lora, identify(gpt2, tokenizer, str(folder)))
-        examples = load_data(settings.data, tokenizer, gpt2.config.n_positions).train
+        examples = load_corpus(settings.data, tokenizer, gpt2.config.n_positions).train
         exact, shared = (
             replace(
                 settings,
                 model=replace(settings.model, name=str(folder)),
-                train=replace(recipe, refs_per_mr=refs),
+                train=replace(cfg, refs_per_mr=refs),
             )
-            for refs in (1, recipe.refs_per_mr if recipe.refs_per_mr > 1 else REFS_PER_MR)
+            for refs in (1, cfg.refs_per_mr if cfg.refs_per_mr > 1 else REFS_PER_MR)
         )
-        programs = _programs(*(_job(each, adapter, examples, gpt2, updates) for each in (exact, shared)))
+        programs = _programs(*(_workload(each, adapter, examples, gpt2, steps) for each in (exact, shared)))
         found = _measure_all(programs, threads)
     return _rows(programs, found, gpt2, threads)
 
 
-def _job(settings: Settings, adapter: Path, examples: TokenizedExamples, gpt2: GPT2LMHeadModel, updates: int) -> Job:
-    """Those `updates` in a row whose work comes nearest to the mean: their examples stand for the corpus."""
-    recipe = settings.train
-    size = recipe.global_batch_size
+def _workload(
+    settings: Settings, adapter: Path, examples: TokenizedExamples, gpt2: GPT2LMHeadModel, steps: int
+) -> Workload:
+    """Those `steps` in a row whose work is nearest to the mean: their examples represent the corpus."""
+    cfg = settings.train
+    size = cfg.global_batch_size
     whole = len(examples) // size
-    if not 1 <= updates <= whole:
-        raise UserError(f"--updates is {updates}: give from 1 to {whole}, as the corpus has {len(examples)} examples")
-    order = training_order(examples, recipe, epoch=0)
+    if not 1 <= steps <= whole:
+        raise UserError(f"--updates is {steps}: must be 1 to {whole}, as the corpus has {len(examples)} examples")
+    order = training_order(examples.mrs, cfg.seed, 0, cfg.refs_per_mr)
     batches = [global_batch(order, number, size) for number in range(whole)]
-    work = np.array([necessary_work(gpt2, count(examples, [batch], recipe.refs_per_mr > 1)) for batch in batches])
-    means = np.convolve(work, np.full(updates, 1 / updates), "valid")
+    work = np.array([necessary_work(gpt2, count(examples, [batch], cfg.refs_per_mr > 1)) for batch in batches])
+    means = np.convolve(work, np.full(steps, 1 / steps), "valid")
     first = int(np.abs(means - work.mean()).argmin())
-    return Job(settings, adapter, examples, range(first, first + updates), gpt2.config.eos_token_id)
+    return Workload(settings, adapter, examples, range(first, first + steps), gpt2.config.eos_token_id)
 
 
-def _programs(exact: Job, shared: Job) -> dict[str, Program]:
+def _programs(exact: Workload, shared: Workload) -> dict[str, Program]:
     *_, best = measured = precisions()
     found: dict[str, Program] = {}
     if find_spec("peft") is not None:
@@ -130,7 +133,7 @@ def _programs(exact: Job, shared: Job) -> dict[str, Program]:
     for precision in measured:
         found[f"ours, {precision}"] = Program(ours, exact, (precision,), precision)
     refs = shared.settings.train.refs_per_mr
-    found[f"ours, {refs} references an MR, {best}"] = Program(ours, shared, (best,), best)
+    found[f"ours, {refs} references per MR, {best}"] = Program(ours, shared, (best,), best)
     return {name: program for name, program in found.items() if program.precision in measured}
 
 
@@ -139,7 +142,7 @@ def _measure_all(programs: Mapping[str, Program], threads: int) -> dict[str, Mea
     best: dict[str, Measurement] = {}
     turns = [(name, program) for _ in range(ROUNDS) for name, program in programs.items()]
     for name, program in tqdm(turns, desc="bench train", unit="program"):
-        measured = measure_apart(program.run, program.job, *program.arguments, threads=threads)
+        measured = measure_apart(program.run, program.workload, *program.arguments, threads=threads)
         if name not in best or measured.seconds < best[name].seconds:
             best[name] = measured
     return best
@@ -151,9 +154,9 @@ def _rows(
     ceilings = {name: matmul_ceiling(name, threads) for name in precisions()}
     rates, shares, peaks, losses = dict[str, float](), dict[str, float](), dict[str, float](), dict[str, float]()
     for name, program in programs.items():
-        job, measured = program.job, found[name]
-        recipe, batches = job.settings.train, job.batches()
-        work = necessary_work(gpt2, count(job.examples, batches, recipe.refs_per_mr > 1))
+        workload, measured = program.workload, found[name]
+        batches = workload.batches()
+        work = necessary_work(gpt2, count(workload.examples, batches, workload.settings.train.refs_per_mr > 1))
         rates[name] = sum(map(len, batches)) / measured.seconds
         shares[name] = work / measured.seconds / ceilings[program.precision]
         peaks[name] = measured.peak_bytes / 2**30
@@ -172,7 +175,7 @@ def _rows(
         *_gains(rates),
         *compared(shares, ": share of the matmul ceiling", "", more_is_better=True),
         *compared(peaks, ": peak memory", "GiB", more_is_better=False),
-        *compared(losses, ": mean loss", "nats a token", more_is_better=False),
+        *compared(losses, ": mean loss", "nats/token", more_is_better=False),
     ]
 
 
@@ -180,7 +183,7 @@ def _gains(rates: Mapping[str, float]) -> list[Row]:
     """How many times a peer's best rate ours are, both in their best precision."""
     rows = []
     mine = [name for name in rates if name.startswith("ours")][-2:]
-    for peer, times in ((SEED, "the seed's recipe"), (PEFT, "PEFT's best")):
+    for peer, times in ((SEED, "the seed paper's"), (PEFT, "PEFT's best")):
         best = max((rate for name, rate in rates.items() if name.startswith(peer)), default=None)
         if best is not None:
             rows += [

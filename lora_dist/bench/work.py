@@ -1,4 +1,4 @@
-"""The work that a training update cannot avoid, to be set against what the machine could do."""
+"""The work that a training step cannot avoid, to be compared with what the machine could do."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,50 +6,50 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import GPT2LMHeadModel
 
-from lora_dist.data.collate import TokenizedExamples
 from lora_dist.data.sampler import Indices
+from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.model.lora import LoraConv1D
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What some global batches hold."""
+    """Contents of some global batches."""
 
     tokens: int
     """Tokens that go through the model: no padding, no last token of an example, shared ones once."""
     labels: int
-    """Tokens that are learned."""
+    """Tokens that are predicted."""
     pairs: int
-    """Tokens and those that each looks at, itself among them."""
+    """Pairs of a token and one that it attends to, itself included."""
     label_pairs: int
-    """The same for the tokens that predict a label alone."""
+    """The same for the tokens that predict a label only."""
 
 
 def count(examples: TokenizedExamples, batches: Iterable[Indices], share: bool) -> Counts:
-    """Count `batches`, each of indices (n,); with `share` examples of one MR in a batch have it in common."""
+    """Count `batches`, each of indices (n,); with `share` examples of one MR in a batch share it."""
     tokens = labels = pairs = label_pairs = 0
     for batch in batches:
-        before = examples.prompt_lengths[batch] - 1  # the last of a prompt predicts already
+        before = examples.prompt_lengths[batch] - 1  # the last of a prompt already predicts
         own = examples.label_counts[batch]
         firsts = np.unique(examples.mrs[batch], return_index=True)[1] if share else np.arange(len(batch))
-        seen_by_prompts = before * (before + 1) // 2
-        seen_by_labels = (before + own) * (before + own + 1) // 2 - seen_by_prompts
+        from_prompts = before * (before + 1) // 2
+        from_labels = (before + own) * (before + own + 1) // 2 - from_prompts
         tokens += int(before[firsts].sum() + own.sum())
         labels += int(own.sum())
-        pairs += int(seen_by_prompts[firsts].sum() + seen_by_labels.sum())
-        label_pairs += int(seen_by_labels.sum())
+        pairs += int(from_prompts[firsts].sum() + from_labels.sum())
+        label_pairs += int(from_labels.sum())
     return Counts(tokens, labels, pairs, label_pairs)
 
 
 def necessary_work(model: GPT2LMHeadModel, counts: Counts) -> float:
-    """Multiplications and additions of the matrix products that nobody can leave out.
+    """Floating-point operations of the matrix products that no implementation can skip.
 
-    2 for each weight and token that meet forward, and 2 more backward where something is trained below, for the
-    gradient of the input; none for a frozen weight's own. A (r, in) and B (out, r) take 2 r (in + out) forward, the
-    same for their own gradients, 2 r out for that of A x, and 2 r in for that of x where it is needed. Attention is two
-    products forward and four backward, over the pairs that may look. The last layer is needed where there is a label,
-    but for its `c_attn`, which all are looked at through (of its queries more than a label's are counted, a third of a
-    per cent of the whole); so are the logits, with 2 for each weight and label forward and 2 backward.
+    2 per weight and token forward, and 2 more backward where something is trained below, for the gradient of the input;
+    none for a frozen weight's own. A (r, in) and B (out, r) take 2 r (in + out) forward, the same for their own
+    gradients, 2 r out for that of A x, and 2 r in for that of x where it is needed. Attention is two products forward
+    and four backward, over the visible pairs. The last layer is needed where there is a label, except for its `c_attn`,
+    which all tokens are attended to through (of its queries more than a label's are counted, 0.3 % of the whole); so
+    are the logits, with 2 per weight and label forward and 2 backward.
 
     Args:
         model: with its adapter injected.

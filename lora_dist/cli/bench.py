@@ -1,4 +1,4 @@
-"""The command `bench`: what each job takes, and how its rows are shown."""
+"""The command `bench`: what each job takes, and how its rows are printed."""
 
 import json
 import os
@@ -7,20 +7,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from lora_dist.bench.rows import Row, table
-from lora_dist.cli.parsing import parse_with_preset
-from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings, UserError
+from lora_dist.cli.parsing import parse, parse_with_preset
+from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings
+from lora_dist.distributed.logs import LogSettings
+from lora_dist.errors import UserError
 from lora_dist.files import save_text
 
 Measured = tuple[list[Row], Path | None]
-"""Rows, and the file that was asked for."""
+"""Rows, and the file to write them to."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreJob:
-    """Time to score the 630 test outputs against the 4,693 references, beside the official script's."""
+class ScoreJob(LogSettings):
+    """Time to score the 630 test outputs against the 4,693 references, next to the official script's."""
 
     data: DataSettings = field(default_factory=DataSettings)
     official: Path | None = None
@@ -30,12 +30,12 @@ class ScoreJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeJob:
-    """Seconds to decode a meaning representation, beside transformers' generate and CTranslate2 where installed."""
+class DecodeJob(LogSettings):
+    """Seconds to decode a meaning representation, next to transformers' generate and CTranslate2 where installed."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     shape: Literal["small", "medium"] | None = None
-    """Random weights of GPT-2's published shape in place of the model's, whose tokenizer is used all the same."""
+    """Random weights of GPT-2's published shape instead of the model's, whose tokenizer is still used."""
     data: DataSettings = field(default_factory=DataSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     count: int = 32
@@ -47,27 +47,27 @@ class DecodeJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScalingJob(Settings):
-    """Examples a second of one process and of two, each with one thread, and the time they spend in communication."""
+class ScalingJob(LogSettings, Settings):
+    """Examples per second of one process and of two, each with one thread, and their time in communication."""
 
     shape: Literal["small", "medium"] | None = None
-    """Random weights of GPT-2's published shape in place of the model's, whose tokenizer is used all the same."""
+    """Random weights of GPT-2's published shape instead of the model's, whose tokenizer is still used."""
     precision: Precision = "bf16"
     """Number format of the frozen weights; fp32 where the hardware has no bf16."""
     updates: int = 40
-    """Updates that are timed, after some to warm up."""
+    """Steps that are timed, after a warm-up."""
     json: Path | None = None
     """Also write the rows (name, value, unit, ratio) to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainJob(Settings):
-    """Examples a second of training, beside the seed's recipe, PEFT with the Trainer and loralib where installed."""
+class TrainJob(LogSettings, Settings):
+    """Examples per second of training, next to the seed paper's, PEFT with the Trainer and loralib where installed."""
 
     shape: Literal["small", "medium"] | None = None
-    """Random weights of GPT-2's published shape in place of the model's, whose tokenizer is used all the same."""
+    """Random weights of GPT-2's published shape instead of the model's, whose tokenizer is still used."""
     updates: int = 3
-    """Updates that are timed, after the same have been made once to warm up."""
+    """Steps that are timed, after the same ones as a warm-up."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads of each program."""
     json: Path | None = None
@@ -75,7 +75,7 @@ class TrainJob(Settings):
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Our time beside others' for the same job: bench {decode,scaling,score,train}."""
+    """Measure our time next to others' for the same job: bench {decode,scaling,score,train}."""
     job, rest = (argv[0] if argv else ""), argv[1:]
     if job in ("-h", "--help"):
         jobs = {"decode": DecodeJob, "scaling": ScalingJob, "score": ScoreJob, "train": TrainJob}
@@ -95,21 +95,21 @@ def bench(argv: Sequence[str]) -> int:
 def _decode(argv: Sequence[str]) -> Measured:
     from lora_dist.bench.decode import bench_decode
 
-    job = tyro.cli(DecodeJob, prog="lora-dist bench decode", args=argv)
+    job = parse(DecodeJob, "bench decode", argv)
     return bench_decode(job.model, job.shape, job.data, job.decode, job.count, job.threads), job.json
 
 
 def _scaling(argv: Sequence[str]) -> Measured:
     from lora_dist.bench.scaling import bench_scaling
 
-    job = tyro.cli(ScalingJob, prog="lora-dist bench scaling", args=argv)
+    job = parse(ScalingJob, "bench scaling", argv)
     return bench_scaling(job.sections(), job.shape, job.precision, job.updates), job.json
 
 
 def _score(argv: Sequence[str]) -> Measured:
     from lora_dist.bench.score import bench_score
 
-    job = tyro.cli(ScoreJob, prog="lora-dist bench score", args=argv)
+    job = parse(ScoreJob, "bench score", argv)
     return bench_score(job.data, job.official), job.json
 
 

@@ -1,215 +1,246 @@
-"""What each command takes, beside the sections of `config`; the docstrings are the command line's help."""
+"""What each command does: parse, build, call. Their docstrings are the lines of `lora-dist --help`.
 
-import math
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal
+Modules that need torch are imported by the commands that need them, so that scoring and `--help` start at once.
+"""
 
-import tyro
-from tyro.conf import Positional
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
 
-from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings, TrainSettings, UserError
-from lora_dist.distributed.launcher import Strategy
-from lora_dist.distributed.watchdog import HANG_TIMEOUT
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchedCommand:
-    """What a command takes that may run in several processes."""
-
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N. auto takes what the launcher gives, or the GPU with most free memory."""
-    hang_timeout: float = HANG_TIMEOUT
-    """Seconds without progress after which each process says where it is and ends; 0 waits for ever."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.hang_timeout < math.inf:
-            raise UserError(f"--hang-timeout is {self.hang_timeout}: give a number of seconds, or 0 to wait for ever")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainCommand(LaunchedCommand, Settings):
-    """Settings of a new run, the paper's unless changed here."""
-
-    out: Path = Path("runs/run")
-    """Folder of the run."""
-    resume: bool = False
-    """Go on with the run in --out, from its newest complete checkpoint."""
-    overwrite: bool = False
-    """Delete the run in --out first."""
+from lora_dist.cli.arguments import (
+    DecodeCommand,
+    DemoCommand,
+    DoctorCommand,
+    GenerateCommand,
+    MergeCommand,
+    PlanCommand,
+    ReportCommand,
+    ScoreCommand,
+    TrainCommand,
+    VerifyCommand,
+)
+from lora_dist.cli.parsing import parse, parse_with_preset, parse_with_settings
+from lora_dist.config import DataSettings, ModelSettings
+from lora_dist.config_io import read_settings
+from lora_dist.distributed.launcher import restarts
+from lora_dist.errors import UserError
+from lora_dist.files import save_text
+from lora_dist.run_dir import RunDir
+from lora_dist.workflows.settings import ReproduceCommand
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlanCommand(Settings):
-    """What a training with these settings would need, before anything is loaded: memory, traffic, schedule."""
+def run(argv: Sequence[str]) -> int:
+    """Train, decode, score and report in one launch: run PRESET --out DIR."""
+    from lora_dist.data.e2e import load_split
+    from lora_dist.decoding.decode import decode
+    from lora_dist.distributed.collectives import on_main
+    from lora_dist.evaluation.scoring import score_run, table
+    from lora_dist.metrics.java import find_java
+    from lora_dist.report.write import write_report
+    from lora_dist.training.trainer import Trainer
 
-    processes: int = 1
-    """How many processes to plan for."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """What they compute on; auto is what this machine has."""
-    precision: Precision | None = None
-    """Number format of the frozen weights; None is what the device would use."""
-    memory: float | None = None
-    """GiB that each process may take; None is what this machine has for each."""
-    json: Path | None = None
-    """Also write the numbers to this file."""
-
-    def __post_init__(self) -> None:
-        if self.memory is not None and not 0 < self.memory < math.inf:
-            raise UserError(f"--memory is {self.memory}: give a number of GiB above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeCommand(LaunchedCommand):
-    """Write one sentence for each meaning representation of the test set to RUN/decode."""
-
-    run: Positional[Path]
-    """Folder of a run with an adapter, or with --out of an adapter alone, such as PEFT writes."""
-    model: ModelSettings = field(default_factory=ModelSettings)
-    data: DataSettings = field(default_factory=DataSettings)
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
-    out: Path | None = None
-    """Folder for a copy of the run that is decoded in its place, to compare decoding settings on one adapter."""
+    command = parse_with_preset(TrainCommand, "run", run.__doc__, argv)
+    folder = RunDir(command.out)
+    with _training_world(command) as here:
+        _check_output(command, here)
+        on_main(here, lambda: (str(find_java()), len(load_split(command.data, "test"))))  # not after hours of training
+        Trainer(command.sections(), folder, here, overwrite=command.overwrite and not restarts()).run()
+        decode(command.sections(), folder, here)
+        is_main = here.is_main
+    if is_main:  # no rank waits while Java computes METEOR
+        print(table(score_run(folder)))
+        print(write_report([folder], folder))
+    return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerateCommand:
-    """Print a sentence for each of some meaning representations; with --decode.num-return, the best few and scores."""
+def train(argv: Sequence[str]) -> int:
+    """Train an adapter to OUT/adapter: train PRESET --out DIR."""
+    from lora_dist.training.trainer import Trainer
 
-    run: Positional[Path]
-    """Folder of a run with an adapter."""
-    mrs: Positional[tuple[str, ...]]
-    """Each such as "name[The Eagle], food[French]"."""
-    model: ModelSettings = field(default_factory=ModelSettings)
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeCommand:
-    """Write the base model with the adapter merged into its weights: a plain GPT-2 that transformers loads."""
-
-    run: Positional[Path]
-    """Folder of a run with an adapter."""
-    out: Positional[Path]
-    """Folder to write; must not exist, or be empty."""
-    model: ModelSettings = field(default_factory=ModelSettings)
+    command = parse_with_preset(TrainCommand, "train", train.__doc__, argv)
+    folder = RunDir(command.out)
+    with _training_world(command) as here:
+        _check_output(command, here)
+        Trainer(command.sections(), folder, here, overwrite=command.overwrite and not restarts()).run()
+        if here.is_main:
+            print(f"adapter in {folder.adapter}; next: lora-dist decode {folder.root}")
+    return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreCommand:
-    """The five metrics of the E2E NLG Challenge, as its official script computes them."""
+def decode(argv: Sequence[str]) -> int:
+    """Write one sentence for each test MR to RUN/decode: decode RUN."""
+    from lora_dist.decoding.decode import decode as decode_test_set
+    from lora_dist.decoding.derived_run import derive_run, source_settings
+    from lora_dist.distributed.collectives import on_main
+    from lora_dist.distributed.world import world
 
-    references: Annotated[Positional[Path], tyro.conf.arg(metavar="REFERENCES")]
-    """Human references: text with an empty line between two instances, or a .tsv or .csv with the columns mr, ref."""
-    outputs: Annotated[Positional[Path], tyro.conf.arg(metavar="OUTPUTS")]
-    """Outputs in the same order: text with one a line, or a .tsv or .csv with the columns mr, output."""
-    mteval: Literal["perl", "python"] = "perl"
-    """Which of the official script's two programs for BLEU and NIST: its default, or that of its -p option."""
-    json: bool = False
-    """Print the scores as a JSON object."""
-    mrs: Path | None = None
-    """Meaning representations, one a line or in the column mr of a .tsv or .csv: add the slot error rate."""
-    sentence_level: Path | None = None
-    """Also write the scores of each instance to this file, as tab-separated text."""
-    bootstrap: int | None = None
-    """Add 95 % intervals from so many resamples of the instances, such as 1000."""
-    against: Path | None = None
-    """Another system's outputs: add a paired test of the differences (needs --bootstrap)."""
-    save: Path | None = None
-    """Also write that object to this file, such as RUN/scores.json."""
+    parsed = parse(DecodeCommand, "decode", argv)
+    folder = RunDir(parsed.out or parsed.run)
+    with world(parsed.device, hang_timeout=parsed.hang_timeout) as here:
+        saved = on_main(here, lambda: source_settings(parsed.run, parsed.out))  # another machine may not see it
+        command = parse_with_settings(parsed, saved, "decode", argv)
+        settings = replace(saved, model=command.model, data=command.data, decode=command.decode)
+        if command.out is not None:
+            on_main(here, lambda: derive_run(folder, command.run, settings))
+        decode_test_set(settings, folder, here)
+        if here.is_main:
+            print(f"sentences in {folder.outputs}; next: lora-dist report {folder.root}")
+    return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportCommand:
-    """The paper's tables with these runs beside them, plots, and a browser over the sentences.
+def score(argv: Sequence[str]) -> int:
+    """Score any outputs with the five official metrics: score REFERENCES OUTPUTS."""
+    from lora_dist.evaluation.scoring import score_files, table
+    from lora_dist.metrics.readers import read_sources
 
-    Runs that differ in nothing but the seed are one line, with their mean and spread. Of runs that share an adapter
-    (see decode --out) the first is that line, and a table of its own compares their decoding.
-    """
-
-    runs: Positional[tuple[Path, ...]]
-    """Folders of decoded runs; those that have no scores yet are scored."""
-    out: Path | None = None
-    """Folder for report.md and report.html; the first run's if not given."""
-    compare: bool = False
-    """Of two runs, print what differs instead: settings, scores with a paired test, and sentences."""
-    push: str | None = None
-    """Also upload the adapter of the one run, with its model card, to this repository of the Hugging Face hub."""
-
-    def __post_init__(self) -> None:
-        if self.compare and len(self.runs) != 2:
-            raise UserError(f"--compare needs two runs, not {len(self.runs)}: lora-dist report --compare A B")
-        if self.push is not None and len(self.runs) != 1:
-            raise UserError(f"--push {self.push} takes the adapter of one run, not of {len(self.runs)}")
+    command = parse(ScoreCommand, "score", argv)
+    scores = score_files(
+        command.references,
+        command.outputs,
+        command.mteval,
+        mrs=None if command.mrs is None else read_sources(command.mrs),
+        sentence_level=command.sentence_level,
+        resamples=command.bootstrap,
+        against=command.against,
+    )
+    text = json.dumps(scores, indent=2)
+    if command.save is not None:
+        save_text(command.save, text + "\n")
+    print(text if command.json else table(scores))
+    return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReproduceCommand:
-    """Every base model with both presets and several seeds, then the paper's tables with all of them.
+def report(argv: Sequence[str]) -> int:
+    """Write the paper's tables with runs next to them, plots and sentences: report RUN..."""
+    command = parse(ReportCommand, "report", argv)
+    if not command.runs:
+        raise UserError("report needs the folder of at least one decoded run: lora-dist report RUN...")
+    runs = [RunDir(path) for path in command.runs]
+    if command.compare:
+        from lora_dist.report.compare import compare
 
-    Each is an ordinary run below --out. Given again, the command leaves alone what is complete and goes on where it
-    was. A run that fails does not stop the others.
-    """
+        print(compare(*runs))
+        return 0
+    from lora_dist.report.write import write_report
 
-    models: tuple[str, ...] = ("gpt2", "gpt2-medium")
-    """Hub ids or folders of the base models."""
-    presets: tuple[Literal["baseline", "improved"], ...] = ("baseline", "improved")
-    """Which of the paper's configurations."""
-    seeds: tuple[int, ...] = (42, 43, 44)
-    """One run each; the tables show mean and standard deviation over them."""
-    out: Path = Path("runs/reproduce")
-    """Folder of the runs and of the report."""
-    processes: int | None = None
-    """Processes of each run; None is one a GPU, or two on CPU cores."""
-    strategy: Strategy = "ddp"
-    """How they train together."""
-    compare_decoding: bool = False
-    """Also decode each adapter with both scopes of the n-gram ban and with length penalties 0.8 and 0.9."""
-    data: DataSettings = field(default_factory=DataSettings)
-    train: TrainSettings = field(default_factory=TrainSettings)
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    print(write_report(runs, RunDir(command.out or command.runs[0])))
+    if command.push is not None:
+        from lora_dist.evaluation.model_card import push
 
-    def __post_init__(self) -> None:
-        for name in ("models", "presets", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise UserError(f"--{name} is {' '.join(map(str, values)) or 'empty'}: name each once")
-        if self.train.seed != TrainSettings().seed:
-            raise UserError(f"--train.seed {self.train.seed} is one for all runs: give --seeds, one for each")
-        if self.processes is not None and self.processes < 1:
-            raise UserError(f"--processes is {self.processes}: give at least 1")
+        print(push(runs[0], command.push))
+    return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoCommand:
-    """The whole job offline: synthetic corpus, tiny base model, LoRA, decoding, scores, report."""
+def generate(argv: Sequence[str]) -> int:
+    """Print a sentence for each MR: generate RUN "name[The Eagle], food[French]" ..."""
+    from lora_dist.data.e2e import format_mr, parse_mr
+    from lora_dist.decoding.decode import generate as generate_sentences
+    from lora_dist.distributed.world import world
 
-    out: Path = Path("runs/demo")
-    """Folder for everything; what an earlier demo left there is replaced."""
-    seed: int = 42
-    """Seed of corpus, base model and training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyCommand:
-    """Train a few updates and decode some sentences in every way this machine offers, and compare with one process.
-
-    Prints for each strategy, number of processes and accumulation the relative differences of adapter and losses, and
-    how many learning rates, batches and sentences differ; exit code 1 if anything but rounding does.
-    """
-
-    processes: tuple[int, ...] | None = None
-    """Numbers of processes to launch under each strategy; None is one a GPU, or two on CPU cores."""
-    accumulation: tuple[int, ...] = (1,)
-    """Accumulation steps to try with each of them."""
-    model: Path | None = None
-    """Folder of a GPT-2; without it a tiny one is made."""
-    data: Path | None = None
-    """Folder with E2E's CSV files, of which a little is used; without it a synthetic corpus is made."""
+    parsed = parse(GenerateCommand, "generate", argv)
+    saved = read_settings(RunDir(parsed.run))
+    command = parse_with_settings(parsed, saved, "generate", argv)
+    if not command.mrs:
+        raise UserError('generate needs a meaning representation, such as "name[The Eagle], food[French]"')
+    mrs = [format_mr(parse_mr(mr)) for mr in command.mrs]
+    settings = replace(saved, model=command.model, decode=command.decode)
+    with world(command.device) as here:
+        for sentences in generate_sentences(settings, RunDir(command.run).adapter, here.device, mrs):
+            for text, value in sentences:
+                print(text if settings.decode.num_return == 1 else f"{value:.4f}\t{text}")
+    return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class DoctorCommand:
-    """What this machine offers."""
+def merge(argv: Sequence[str]) -> int:
+    """Write a plain GPT-2 checkpoint with the adapter merged: merge RUN OUT."""
+    from lora_dist.files import new_folder
+    from lora_dist.model.adapter import load_merged
+
+    parsed = parse(MergeCommand, "merge", argv)
+    command = parse_with_settings(parsed, read_settings(RunDir(parsed.run)), "merge", argv)
+    if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
+        raise UserError(f"{command.out} exists already: name a new folder")
+    model, tokenizer, _ = load_merged(command.model, RunDir(command.run).adapter)
+    with new_folder(command.out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    print(f"merged model in {command.out}")
+    return 0
+
+
+def bench(argv: Sequence[str]) -> int:
+    """Measure our time next to others' for the same job: bench {decode,scaling,score,train}."""
+    from lora_dist.cli.bench import bench as bench_job
+
+    return bench_job(argv)
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Print memory, traffic and schedule of a training before anything is loaded: plan PRESET."""
+    from lora_dist.planning.plan import check_memory, make_plan, to_json
+    from lora_dist.planning.table import table
+
+    command = parse_with_preset(PlanCommand, "plan", plan.__doc__, argv)
+    available = None if command.memory is None else int(command.memory * 2**30)
+    planned = make_plan(command, command.processes, command.device, command.precision, available)
+    print(table(planned))
+    if command.json is not None:
+        save_text(command.json, json.dumps(to_json(planned), indent=2) + "\n")
+    check_memory(planned)
+    return 0
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Show what this machine offers: devices, launcher, Java, DeepSpeed, versions, a two-process all-reduce."""
+    from lora_dist.workflows.doctor import examine
+
+    parse(DoctorCommand, "doctor", argv)
+    return examine()
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Prove on this machine that every strategy and number of processes gives the same result."""
+    from lora_dist.distributed.device import default_processes
+    from lora_dist.workflows.verify import verify as verify_here
+
+    command = parse(VerifyCommand, "verify", argv)
+    return verify_here(
+        None if command.model is None else ModelSettings(name=str(command.model)),
+        None if command.data is None else DataSettings(dir=command.data),
+        command.processes or (default_processes(),),
+        command.accumulation,
+    )
+
+
+def reproduce(argv: Sequence[str]) -> int:
+    """Make the paper's tables from base models x presets x seeds: reproduce --out DIR."""
+    from lora_dist.workflows.reproduce import reproduce as reproduce_tables
+
+    return reproduce_tables(parse(ReproduceCommand, "reproduce", argv))
+
+
+def demo(argv: Sequence[str]) -> int:
+    """Run the whole job offline on a synthetic corpus, in about two minutes."""
+    from lora_dist.workflows.demo import run_demo
+
+    command = parse(DemoCommand, "demo", argv)
+    return run_demo(command.out, command.seed)
+
+
+def _training_world(command: TrainCommand) -> AbstractContextManager[Any]:
+    """The processes of a training."""
+    from lora_dist.distributed.world import world
+
+    tracker = command.train.tracker
+    return world(command.device, tracker=tracker, folder=command.out, hang_timeout=command.hang_timeout)
+
+
+def _check_output(command: TrainCommand, here: Any) -> None:
+    """Refuse a folder that may not be written to; what torchrun restarts resumes."""
+    from lora_dist.distributed.collectives import on_main
+    from lora_dist.run_guard import check_output
+
+    resume = command.resume or restarts() > 0
+    on_main(here, lambda: check_output(RunDir(command.out), resume=resume, overwrite=command.overwrite))

@@ -1,4 +1,4 @@
-"""From the words of a command line to a command, with a preset's or a run's settings as the defaults."""
+"""From the arguments of a command line to a command, with a preset's or a run's settings as the defaults."""
 
 import sys
 from collections.abc import Sequence
@@ -7,41 +7,58 @@ from typing import TypeVar
 
 import tyro
 
-from lora_dist.cli.commands import DecodeCommand, GenerateCommand, MergeCommand
-from lora_dist.config import PRESETS, Settings, UserError
+from lora_dist.cli.arguments import DecodeCommand, GenerateCommand, MergeCommand
+from lora_dist.config import PRESETS, Settings
+from lora_dist.distributed.logs import LogSettings, set_up_logging
+from lora_dist.errors import USER_ERROR, UserError
 
+T = TypeVar("T", bound=LogSettings)
 S = TypeVar("S", bound=Settings)
 C = TypeVar("C", DecodeCommand, GenerateCommand, MergeCommand)
 
 
+def parse(command: type[T], name: str, argv: Sequence[str], default: T | None = None) -> T:
+    """Parse the arguments after a command's name, and show log lines as they ask.
+
+    Args:
+        command: the dataclass.
+        name: of the command, as it is typed.
+        argv: the arguments after the name.
+        default: what an argument that is not given is taken from.
+    """
+    given = {} if default is None else {"default": default}
+    parsed: T = tyro.cli(command, prog=f"lora-dist {name}", args=argv, **given)  # type: ignore[call-overload]
+    set_up_logging(parsed.log_level)
+    return parsed
+
+
 def parse_with_preset(command: type[S], name: str, summary: str | None, argv: Sequence[str]) -> S:
-    """The command whose first word is a preset, with what is changed of that.
+    """The command whose first argument is a preset, with what is changed of that.
 
     Args:
         command: the sections of a preset, and more.
         name: of the command, as it is typed.
         summary: what its help says first.
-        argv: the words after the name.
+        argv: the arguments after the name.
 
     Raises:
-        UserError: if the first word is no preset.
+        UserError: if the first argument is no preset.
     """
     if not argv or argv[0] in ("-h", "--help"):
-        print(
-            f"usage: lora-dist {name} {{baseline,improved}} [settings]\n\n{(summary or '').strip()}\n\n"
-            "  baseline  Table 1 of the paper: rank 4, c_attn, original initialisation\n"
-            "  improved  Table 1 of the paper: rank 16, c_attn, c_proj and c_fc, Gaussian initialisation\n\n"
-            f"Settings and their defaults: lora-dist {name} improved --help"
-        )
-        sys.exit(0 if argv else 2)
+        lines = [f"  {preset:<9} {PRESETS[preset].summary}" for preset in PRESETS]
+        usage = f"usage: lora-dist {name} {{{','.join(PRESETS)}}} [settings]"
+        settings = f"Settings and their defaults: lora-dist {name} {next(iter(PRESETS))} --help"
+        print("\n".join([usage, "", (summary or "").strip(), "", *lines, "", settings]))
+        sys.exit(0 if argv else USER_ERROR)
     if argv[0] not in PRESETS:
-        raise UserError(f"{argv[0]} is not a preset: give lora-dist {name} baseline or lora-dist {name} improved first")
-    preset = PRESETS[argv[0]]
+        ways = " or ".join(f"lora-dist {name} {preset}" for preset in PRESETS)
+        raise UserError(f"{argv[0]} is not a preset: give {ways} first")
+    preset = PRESETS[argv[0]].settings
     default = command(**{f.name: getattr(preset, f.name) for f in fields(preset)})
-    return tyro.cli(command, prog=f"lora-dist {name} {argv[0]}", args=argv[1:], default=default)
+    return parse(command, f"{name} {argv[0]}", argv[1:], default)  # type: ignore[type-var]
 
 
-def parse_again(parsed: C, saved: Settings, name: str, argv: Sequence[str]) -> C:
-    """The command with the settings of a run as its defaults: the first time, it told which run it is about."""
+def parse_with_settings(parsed: C, saved: Settings, name: str, argv: Sequence[str]) -> C:
+    """Parse again with the settings of a run as the defaults: the first time, it named the run."""
     sections = {f.name: getattr(saved, f.name) for f in fields(parsed) if f.name in ("model", "data", "decode")}
-    return tyro.cli(type(parsed), prog=f"lora-dist {name}", args=argv, default=replace(parsed, **sections))
+    return parse(type(parsed), name, argv, replace(parsed, **sections))

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lora_dist.config import DataSettings, UserError
+from lora_dist.config import DataSettings
+from lora_dist.errors import UserError
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")

@@ -1,7 +1,7 @@
-"""The order of the examples, and which of them each rank computes.
+"""The order of the examples, and how a global batch is sharded over the ranks.
 
 Everything here is a pure function of the corpus, the seed and the position in the training, so every rank knows the
-whole global batch (and its count of labels) without asking the others.
+whole global batch (and its label count) without communication.
 """
 
 import numpy as np
@@ -9,23 +9,23 @@ import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
-EXCHANGES = 2
-"""Exchanges of examples between ranks that make their work more equal: with 8 examples on two ranks the one with more
-has 0.5 % more than the mean after two, 1.4 % after none."""
+SWAPS = 2
+"""Swaps of examples between ranks that balance their work: with 8 examples on two ranks the busier one has 0.5 % more
+than the mean after two, 1.4 % after none."""
 
 DEV_BATCH_SIZE = 16
-"""Dev examples a forward pass: the result does not depend on it."""
+"""Dev examples per forward pass: the result does not depend on it."""
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> Indices:
-    """The order of the examples in an epoch: a permutation that depends on seed and epoch alone, (examples,)."""
+    """The order of the examples in an epoch: a permutation that depends on seed and epoch only, (examples,)."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_examples)
 
 
-def shared_order(order: Indices, mrs: Indices, refs_per_mr: int) -> Indices:
-    """`order` (examples,) changed so that up to `refs_per_mr` examples of one MR stand beside each other.
+def group_order(order: Indices, mrs: Indices, refs_per_mr: int) -> Indices:
+    """`order` (examples,) changed so that up to `refs_per_mr` examples of one MR are neighbours.
 
-    A group stands where its first example stood, and which examples form it is as random as `order`.
+    A group takes the place of its first example, and which examples form it is as random as `order`.
 
     Args:
         order: a permutation.
@@ -39,45 +39,57 @@ def shared_order(order: Indices, mrs: Indices, refs_per_mr: int) -> Indices:
     return order[by_mr[np.lexsort((number_in_mr, first_of_group))]]
 
 
+def training_order(mrs: Indices, seed: int, epoch: int, refs_per_mr: int) -> Indices:
+    """The order of the examples in an epoch of a training: (examples,).
+
+    Args:
+        mrs: the MR of each example: (examples,).
+        seed: of the training.
+        epoch: from 0.
+        refs_per_mr: see `group_order`.
+    """
+    return group_order(epoch_order(len(mrs), seed, epoch), mrs, refs_per_mr)
+
+
 def global_batch(order: Indices, position: int, batch_size: int) -> Indices:
-    """The examples of an epoch's update number `position`; the epoch's last update may have fewer: (<= batch_size,)."""
+    """The examples of an epoch's step number `position`; its last step may have fewer: (<= batch_size,)."""
     return order[position * batch_size : (position + 1) * batch_size]
 
 
-def shared_rank_share(
+def grouped_micro_batches(
     batch: Indices, mrs: Indices, rank: int, world_size: int, accumulation_steps: int
 ) -> list[Indices]:
-    """The same as `rank_share`, but examples of one MR stay together where they can."""
+    """The same as `micro_batches`, but examples of one MR stay together where possible."""
     by_mr = batch[np.argsort(mrs[batch], kind="stable")]
     return np.array_split(by_mr, world_size * accumulation_steps)[rank * accumulation_steps :][:accumulation_steps]
 
 
-def rank_share(batch: Indices, work: Indices, rank: int, world_size: int, accumulation_steps: int) -> list[Indices]:
-    """One rank's part of a global batch, as `accumulation_steps` micro-batches, of which some may be empty.
+def micro_batches(batch: Indices, work: Indices, rank: int, world_size: int, accumulation_steps: int) -> list[Indices]:
+    """One rank's shard of a global batch, as `accumulation_steps` micro-batches, of which some may be empty.
 
-    The ranks have equal work, as far as that can be had with equal numbers of examples, and a micro-batch has rows of
-    like length.
+    The ranks' work is balanced as far as equal numbers of examples allow, and the rows of a micro-batch have similar
+    lengths.
 
     Args:
         batch: the examples: (n,).
         work: what each example of the corpus costs, in any unit: (examples,).
-        rank: whose part it is.
+        rank: whose shard it is.
         world_size: ranks that share the batch.
         accumulation_steps: micro-batches of a rank.
     """
     falling = batch[np.argsort(-work[batch], kind="stable")]
-    return np.array_split(falling[deal(work[falling][None], world_size)[0] == rank], accumulation_steps)
+    return np.array_split(falling[assign_ranks(work[falling][None], world_size)[0] == rank], accumulation_steps)
 
 
-def deal(work: Indices, world_size: int) -> Indices:
+def assign_ranks(work: Indices, world_size: int) -> Indices:
     """The rank that gets each example of some global batches: (batches, n).
 
     The next largest example goes to the rank with least work so far (Graham 1969, "Bounds on multiprocessing timing
-    anomalies"); then the ranks with most and with least exchange the pair that evens them out best.
+    anomalies"); then the ranks with most and with least work swap the pair that balances them best.
 
     Args:
         work: what the examples of each batch cost, falling: (batches, n).
-        world_size: ranks that share each.
+        world_size: ranks that each is sharded over.
     """
     count, rows = work.shape[1], np.arange(len(work))
     ranks = np.empty(work.shape, np.int64)
@@ -88,7 +100,7 @@ def deal(work: Indices, world_size: int) -> Indices:
             ranks[:, place] = least = free.argmin(1)
             free[rows, least] = np.inf
             loads[rows, least] += work[:, place]
-    for _ in range(EXCHANGES if min(count, world_size) > 1 else 0):
+    for _ in range(SWAPS if min(count, world_size) > 1 else 0):
         most, least = loads.argmax(1), loads.argmin(1)
         gaps = loads[rows, most] - loads[rows, least]
         gains = work[:, :, None] - work[:, None, :]
@@ -105,12 +117,12 @@ def deal(work: Indices, world_size: int) -> Indices:
 
 
 def checksum(ids: Indices) -> int:
-    """A number that tells sets of examples `ids` (n,) apart, and whose sum over ranks is that of all their examples."""
+    """A checksum of a set of examples `ids` (n,), whose sum over ranks is that of the global batch."""
     return int(((ids + 1) * 2654435761 % 2**32).sum())  # Knuth's multiplicative hash
 
 
 def dev_batches(lengths: Indices, batch_size: int, world_size: int) -> list[Indices]:
-    """All examples in batches of like length, filled up with empty batches to a multiple of the world size.
+    """All examples in batches of similar length, padded with empty batches to a multiple of the world size.
 
     Every rank then makes the same number of forward passes, which ZeRO-3 needs.
     """

@@ -3,27 +3,57 @@
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
-from lora_dist.data.collate import TokenizedExamples, tokenize
-from lora_dist.data.e2e import Example, fingerprint
+from lora_dist.config import DataSettings
+from lora_dist.data.e2e import Example, fingerprint, load_split
+from lora_dist.data.tokens import TokenizedExamples, tokenize
 from lora_dist.files import new_folder
 
-FORMAT = 1
-"""To be raised whenever `batches.tokenize` gives other tokens for the same text and tokenizer."""
+FORMAT = 2
+"""To be raised when the layout of the files changes."""
+
+PROBES = 50
+"""First examples of a split whose tokens are part of the key: what the tokenizer does, not only what it says it is."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedCorpus:
+    """The two splits that training reads."""
+
+    train: TokenizedExamples
+    dev: TokenizedExamples
+    fingerprints: dict[str, str]
+    """SHA-256 of each split's text."""
+
+
+def load_corpus(settings: DataSettings, tokenizer: Any, max_length: int) -> TokenizedCorpus:
+    """Training and dev set as tokens.
+
+    Raises:
+        UserError: if the corpus cannot be read, or an example is longer than the `max_length` positions of the model.
+    """
+    train, dev = load_split(settings, "train"), load_split(settings, "dev")
+    return TokenizedCorpus(
+        train=tokenize_cached(tokenizer, train, max_length),
+        dev=tokenize_cached(tokenizer, dev, max_length),
+        fingerprints={"train": fingerprint(train), "dev": fingerprint(dev)},
+    )
 
 
 def tokenize_cached(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenizedExamples:
-    """What `batches.tokenize` gives, from the cache of Hugging Face's datasets if it is there, and put there if not.
+    """What `tokens.tokenize` gives, from the cache of Hugging Face's datasets, where it is stored the first time.
 
     Raises:
         UserError: if an example is longer than the `max_length` positions of the model.
     """
-    key = f"{FORMAT} {max_length} {fingerprint(examples)} {tokenizer.backend_tokenizer.to_str()}"
+    probe = hashlib.sha256(tokenize(tokenizer, examples[:PROBES], max_length).ids.tobytes()).hexdigest()
+    key = f"{FORMAT} {max_length} {fingerprint(examples)} {probe} {tokenizer.backend_tokenizer.to_str()}"
     folder = Path(datasets.config.HF_DATASETS_CACHE, "lora_dist", hashlib.sha256(key.encode()).hexdigest()[:32])
     if (found := _load(folder)) is not None:
         return found
@@ -44,7 +74,7 @@ def _save(folder: Path, tokenized: TokenizedExamples) -> None:
 
 
 def _load(folder: Path) -> TokenizedExamples | None:
-    """The examples of a cache folder; None if it is not there or damaged."""
+    """The examples of a cache folder; None if it is missing or damaged."""
     if not folder.is_dir():
         return None
     try:

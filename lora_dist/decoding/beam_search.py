@@ -1,30 +1,24 @@
 """Beam search for one device: prompts in, the best sentences of each out.
 
-The search is that of transformers' `generate`: of the 2 K best candidates a step, the first K may finish a sentence,
-and the best K that do not end go on. What ends and what goes on is found by tensor operations over all prompts at once;
-the host looks at one flag a prompt and step.
+The search is that of transformers' `generate`: of the 2 K best candidates per step, the first K may finish a sentence,
+and the best K that do not end are continued. Both are found by tensor operations over all prompts at once; the host
+looks at one flag per prompt and step.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GPT2LMHeadModel
 
-from lora_dist.config import DecodeSettings, UserError
-from lora_dist.decoding.kv_cache import Decoder
-
-LOGITS_AT_ONCE = 2**19
-"""Logits looked through at a time on a CPU (2 MiB in fp32), so that they stay in its cache."""
-
-BLOCK = 64
-"""Words of which only the best is looked at, until it is known in which blocks the best words are."""
+from lora_dist.config import DecodeSettings
+from lora_dist.decoding.kv_cache import DecodingModel, KVCache
+from lora_dist.errors import UserError
+from lora_dist.model.kernels.select import Kernels
 
 LEAVE_AT = 1 / 8
-"""Share of finished prompts at which they are taken out of the batch; each time the others' cache is copied."""
+"""Fraction of finished prompts at which they leave the batch; each time the others' cache is copied."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Sentence:
     tokens: list[int]
     """Generated token ids, without end-of-text."""
     score: float
-    """Sum of log-probabilities in nats, end-of-text among them if it came, over length ** length_penalty."""
+    """Sum of log-probabilities in nats, including end-of-text if it came, over length ** length_penalty."""
 
 
 @dataclass
@@ -44,7 +38,7 @@ class _Beams:
     rows: Tensor
     """Which prompts these are: (prompts,)."""
     running: Tensor
-    """Sums of log-probabilities of the hypotheses that go on, best first: (prompts, K)."""
+    """Sums of log-probabilities of the hypotheses that are continued, best first: (prompts, K)."""
     tokens: Tensor
     """Their tokens: (prompts, K, T)."""
     finished: Tensor
@@ -55,33 +49,33 @@ class _Beams:
     """Whether a prompt's search has ended: (prompts,)."""
 
     def take(self, rows: Tensor) -> "_Beams":
-        """The prompts `rows` (n,) alone."""
+        """Only the prompts `rows` (n,)."""
         return _Beams(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 def beam_search(
-    model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], settings: DecodeSettings, eos_id: int
+    model: DecodingModel, prompts: Sequence[Sequence[int]], settings: DecodeSettings, eos_id: int
 ) -> list[list[Sentence]]:
     """The finished sentences of each prompt, best first; at most `num_beams`, at least one.
 
     Which prompts share the batch does not matter, but for rounding.
 
     Args:
-        model: a plain GPT-2 in evaluation mode.
+        model: from `kv_cache.lay_out`.
         prompts: token ids, each at least one.
         settings: beams, penalties, the ban, the longest sentence.
         eos_id: the end-of-text token.
 
     Raises:
-        UserError: if a sentence might outgrow the model's positions.
+        UserError: if a sentence might exceed the model's positions.
     """
-    check_room(model.config.n_positions, max(map(len, prompts)), settings)
+    check_room(model.positions, max(map(len, prompts)), settings)
     with torch.inference_mode():
         return _search(model, prompts, settings, eos_id)
 
 
 def check_room(positions: int, longest: int, settings: DecodeSettings) -> None:
-    """Refuse sentences that might outgrow the model's `positions` after a prompt of `longest` tokens.
+    """Refuse sentences that might exceed the model's `positions` after a prompt of `longest` tokens.
 
     Raises:
         UserError: if they might.
@@ -94,29 +88,29 @@ def check_room(positions: int, longest: int, settings: DecodeSettings) -> None:
 
 
 def _search(
-    model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], settings: DecodeSettings, eos_id: int
+    model: DecodingModel, prompts: Sequence[Sequence[int]], settings: DecodeSettings, eos_id: int
 ) -> list[list[Sentence]]:
     found: list[list[Sentence]] = [[] for _ in prompts]
-    decoder = Decoder(model, prompts, settings.num_beams, settings.max_new_tokens)
-    seen = _history(prompts, settings, model.device)
+    cache = KVCache(model, prompts, settings.num_beams, settings.max_new_tokens)
+    before = _history(prompts, settings, model.device)
     beams = _start(len(prompts), settings, eos_id, model.device)
-    # The first step has one hypothesis a prompt, the empty one.
-    logits, running = decoder.logits[:, None], beams.running[:, :1]
+    # The first step has one hypothesis per prompt, the empty one.
+    logits, running = cache.logits[:, None], beams.running[:, :1]
     for length in range(1, settings.max_new_tokens + 1):
-        told = beams.tokens[:, : logits.shape[1], : length - 1]
-        said = torch.cat([seen[:, None].expand(-1, told.shape[1], -1), told], -1)
-        banned = _repetitions(said, settings.no_repeat_ngram_size)
-        scores, parents, words = _candidates(logits, running, banned, 2 * settings.num_beams)
-        parents, words = _advance(beams, scores, parents, words, length, settings, eos_id)
-        done = beams.done.tolist()  # the one time a step that the host waits for the device
+        generated = beams.tokens[:, : logits.shape[1], : length - 1]
+        history = torch.cat([before[:, None].expand(-1, generated.shape[1], -1), generated], -1)
+        banned = _repetitions(history, settings.no_repeat_ngram_size)
+        scores, parents, tokens = _candidates(model.kernels, logits, running, banned, 2 * settings.num_beams)
+        parents, tokens = _advance(beams, scores, parents, tokens, length, settings, eos_id)
+        done = beams.done.tolist()  # once per step the host waits for the device
         if all(done) or length == settings.max_new_tokens:
             break
         if sum(done) >= LEAVE_AT * len(done):
             _collect(found, beams.take(beams.done), eos_id)
-            going_on = (~beams.done).nonzero()[:, 0]
-            beams, parents, words, seen = beams.take(going_on), parents[going_on], words[going_on], seen[going_on]
-            decoder.keep(going_on)
-        running, logits = beams.running, decoder.step(words, parents)
+            left = (~beams.done).nonzero()[:, 0]
+            beams, parents, tokens, before = beams.take(left), parents[left], tokens[left], before[left]
+            cache.keep(left)
+        running, logits = beams.running, cache.step(tokens, parents)
     _collect(found, beams, eos_id)
     return found
 
@@ -134,98 +128,66 @@ def _start(prompts: int, settings: DecodeSettings, eos_id: int, device: torch.de
 
 
 def _history(prompts: Sequence[Sequence[int]], settings: DecodeSettings, device: torch.device) -> Tensor:
-    """What the ban counts before the sentence, padded on the left with -1, which is no word: (prompts, n)."""
+    """What the ban counts before the sentence, padded on the left with -1, which is no token: (prompts, n)."""
     counted = prompts if settings.ngram_scope == "all" else [[] for _ in prompts]
     width = max(map(len, counted))
     return torch.tensor([[-1] * (width - len(p)) + list(p) for p in counted], dtype=torch.long, device=device)
 
 
-def _repetitions(said: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Words (prompts, K, n), each with whether it would say `size` words in a row a second time (prompts, K, n).
+def _repetitions(history: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Tokens (prompts, K, n), each with whether it would complete an n-gram a second time (prompts, K, n).
 
     Args:
-        said: what counts as said so far, padded on the left with -1: (prompts, K, t).
+        history: what the ban counts so far, padded on the left with -1: (prompts, K, t).
         size: n of the n-grams; 0 bans nothing.
     """
-    if size == 0 or said.shape[-1] < size:
-        return said[..., :0], said[..., :0] == 0
-    ngrams = said.unfold(-1, size, 1)  # (prompts, K, places, size)
+    if size == 0 or history.shape[-1] < size:
+        return history[..., :0], history[..., :0] == 0
+    ngrams = history.unfold(-1, size, 1)  # (prompts, K, places, size)
     starts, last = ngrams[..., :-1], ngrams[..., -1]
-    repeated = (starts == said[..., None, said.shape[-1] - size + 1 :]).all(-1) & (last >= 0)
+    repeated = (starts == history[..., None, history.shape[-1] - size + 1 :]).all(-1) & (last >= 0)
     return last.clamp(min=0), repeated
 
 
 def _candidates(
-    logits: Tensor, running: Tensor, banned: tuple[Tensor, Tensor], count: int
+    kernels: Kernels, logits: Tensor, running: Tensor, banned: tuple[Tensor, Tensor], count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best continuations over all hypotheses of a prompt: scores, parents and words, best first, (prompts, count).
+    """The best continuations of all hypotheses of a prompt: scores, parents and tokens, best first, (prompts, count).
 
     Args:
-        logits: of the next word: (prompts, K, vocabulary).
+        kernels: of the device.
+        logits: of the next token: (prompts, K, vocabulary).
         running: sums of log-probabilities so far: (prompts, K).
         banned: see `_repetitions`.
         count: continuations wanted.
     """
     each = min(count, logits.shape[-1])
     doubtful, ban = (part.flatten(0, 1) for part in banned)
-    best, words = _best_words(logits.flatten(0, 1), doubtful, ban, each)
+    best, tokens = kernels.top_tokens(logits.flatten(0, 1), doubtful, ban, each)
     scores = (running[..., None] + best.view(*running.shape, each)).flatten(1)
     scores, places = F.pad(scores, (0, max(0, count - scores.shape[1])), value=-torch.inf).topk(count, -1)
     places = places.clamp(max=running.shape[1] * each - 1)  # the padding of a tiny vocabulary
-    return scores, places // each, words.view(len(running), -1).gather(1, places)
-
-
-def _best_words(logits: Tensor, words: Tensor, banned: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities, in fp32, and ids of the most likely words that are not banned: both (rows, count).
-
-    The best of a row are sought in the `count` blocks with the largest maxima, as they can be nowhere else.
-
-    Args:
-        logits: (rows, vocabulary).
-        words: words that may be banned, repetitions included: (rows, n).
-        banned: whether they are: (rows, n).
-        count: words wanted, at most the vocabulary.
-    """
-    rows, vocabulary = logits.shape
-    blocks = math.ceil(max(vocabulary, count * BLOCK) / BLOCK)
-    at_once = max(1, LOGITS_AT_ONCE // vocabulary) if logits.device.type == "cpu" else rows
-    room = logits.new_full((2, min(at_once, rows), blocks * BLOCK), -torch.inf, dtype=torch.float32)
-    # A word may stand in several places of which only some ban it, so the lowest of its values counts.
-    values = torch.where(banned, -torch.inf, torch.inf)
-    best, found = logits.new_empty(rows, count, dtype=torch.float32), words.new_empty(rows, count)
-    for start in range(0, rows, at_once):
-        part = slice(start, start + at_once)
-        shifted, powers = room[:, : len(logits[part])]
-        shifted[:, :vocabulary] = logits[part]
-        shifted -= shifted.amax(-1, keepdim=True)
-        normaliser = torch.exp(shifted, out=powers).sum(-1, keepdim=True).log_()
-        shifted.scatter_reduce_(-1, words[part], values[part], "amin")
-        blocked = shifted.view(len(shifted), blocks, BLOCK)
-        likely = blocked.amax(-1).topk(count, -1).indices
-        values_there, places = blocked.gather(1, likely[..., None].expand(-1, -1, BLOCK)).flatten(1).topk(count, -1)
-        torch.sub(values_there, normaliser, out=best[part])
-        found[part] = likely.gather(1, places // BLOCK) * BLOCK + places % BLOCK
-    return best, found.clamp(max=vocabulary - 1)
+    return scores, places // each, tokens.view(len(running), -1).gather(1, places)
 
 
 def _advance(
-    beams: _Beams, scores: Tensor, parents: Tensor, words: Tensor, length: int, settings: DecodeSettings, eos_id: int
+    beams: _Beams, scores: Tensor, parents: Tensor, tokens: Tensor, length: int, settings: DecodeSettings, eos_id: int
 ) -> tuple[Tensor, Tensor]:
-    """Finish and extend hypotheses, in place; the parents and words of those that go on: both (prompts, K).
+    """Finish and extend hypotheses, in place; parents and tokens of those that are continued: both (prompts, K).
 
     Args:
         beams: the hypotheses of `length` - 1 tokens.
         scores: sums of log-probabilities of 2 K candidates, best first: (prompts, 2 K).
         parents: the hypothesis each extends: (prompts, 2 K).
-        words: the word each adds: (prompts, 2 K).
-        length: tokens of the candidates, end-of-text among them.
+        tokens: the token each adds: (prompts, 2 K).
+        length: tokens of the candidates, including end-of-text.
         settings: see `beam_search`.
         eos_id: the end-of-text token.
     """
     width, penalty = settings.num_beams, settings.length_penalty
     texts = _pick(beams.tokens, parents)
-    texts[..., length - 1] = words
-    ended = words == eos_id
+    texts[..., length - 1] = tokens
+    ended = tokens == eos_id
     finishing = (ended | (length == settings.max_new_tokens))[:, :width] & ~beams.done[:, None]
     finished = torch.where(finishing, scores[:, :width] / length**penalty, -torch.inf)
     beams.finished, order = torch.cat([beams.finished, finished], 1).topk(width, 1)
@@ -238,9 +200,9 @@ def _advance(
     else:
         # The sum only falls; divided by a longer length to a positive power it may still rise.
         longest = settings.early_stopping == "never" and penalty > 0
-        hope = beams.running[:, 0] / (settings.max_new_tokens if longest else length) ** penalty
-        beams.done = beams.done | (full & (hope <= beams.finished[:, -1]))
-    return parents.gather(1, order), words.gather(1, order)
+        bound = beams.running[:, 0] / (settings.max_new_tokens if longest else length) ** penalty
+        beams.done = beams.done | (full & (bound <= beams.finished[:, -1]))
+    return parents.gather(1, order), tokens.gather(1, order)
 
 
 def _pick(texts: Tensor, order: Tensor) -> Tensor:

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from lora_dist.config import UserError
-from lora_dist.distributed.world import World, gather_objects, on_main
+from lora_dist.distributed.collectives import gather_objects, on_main
+from lora_dist.distributed.world import World
+from lora_dist.errors import UserError
 from lora_dist.files import PART
 
 FILE_PATIENCE = 30.0
-"""Seconds a file of rank 0's may take to appear on another machine: NFS believes for so long that a folder is as it was
-(acdirmin)."""
+"""Seconds a file of rank 0 may take to appear on another machine: NFS caches a folder that long (acdirmin)."""
 
 
 def require_shared(world: World, folder: Path) -> None:
-    """Refuse a run directory that not every machine sees; every rank has to call it.
+    """Refuse a run directory that not every machine sees. Collective: call on all ranks.
 
     Raises:
         UserError: on every rank, if a file that rank 0 makes in `folder` does not appear to another.
@@ -44,7 +44,7 @@ def require_shared(world: World, folder: Path) -> None:
 
 
 def require_agreement(world: World, values: dict[str, Any]) -> None:
-    """Refuse ranks that were told different things, or found different ones; every rank has to call it.
+    """Raise on every rank if settings, files or versions differ between ranks. Collective: call on all ranks.
 
     Raises:
         UserError: on every rank, if one of the `values` is not rank 0's on another.

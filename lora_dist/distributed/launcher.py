@@ -6,30 +6,49 @@ No process group is touched here, and torch is not imported.
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
 
-from lora_dist.config import Precision, UserError
+from lora_dist.config import Precision
+from lora_dist.errors import UserError
 
 MIXED_PRECISION: dict[Precision, str] = {"bf16": "bf16", "fp32": "no"}
 """What accelerate calls the precision of the frozen weights, on its command line and in ACCELERATE_MIXED_PRECISION."""
 
-Strategy = Literal["ddp", "zero1", "zero2", "zero3", "zero3_offload"]
+LOG_PREFIX = "lora-dist: "
+"""Start of each line in which a process reports its own failure."""
 
-OWN_WORDS = "lora-dist: "
-"""How a line begins in which a process says itself why it ended."""
 
-_STRATEGIES: dict[Strategy, list[str]] = {
-    "ddp": ["--multi_gpu"],
-    "zero1": ["--use_deepspeed", "--zero_stage", "1"],
-    "zero2": ["--use_deepspeed", "--zero_stage", "2"],
-    "zero3": ["--use_deepspeed", "--zero_stage", "3"],
-    "zero3_offload": [
-        *("--use_deepspeed", "--zero_stage", "3"),
-        *("--offload_optimizer_device", "cpu", "--offload_param_device", "cpu"),
-    ],
+@dataclass(frozen=True)
+class Strategy:
+    """A way to train in several processes: DDP, or a stage of DeepSpeed ZeRO."""
+
+    name: str
+    """The stem of its file in `accelerate_configs/`, and what the command line calls it."""
+    zero_stage: int = 0
+    """What ZeRO partitions over the ranks: 1 the optimizer state, 2 gradients too, 3 weights too; 0 is DDP."""
+    offload: bool = False
+    """Whether partitions of weights and optimizer state are kept in the host's memory."""
+
+    def launch_options(self) -> list[str]:
+        """What its file in `accelerate_configs/` says, as options; an installed package comes without these files."""
+        if not self.zero_stage:
+            return ["--multi_gpu"]
+        offload = ["--offload_optimizer_device", "cpu", "--offload_param_device", "cpu"] if self.offload else []
+        return ["--use_deepspeed", "--zero_stage", str(self.zero_stage), *offload]
+
+
+STRATEGIES = {
+    strategy.name: strategy
+    for strategy in (
+        Strategy("ddp"),
+        Strategy("zero1", zero_stage=1),
+        Strategy("zero2", zero_stage=2),
+        Strategy("zero3", zero_stage=3),
+        Strategy("zero3_offload", zero_stage=3, offload=True),
+    )
 }
-"""What the files of `accelerate_configs/` say, as options; an installed package comes without these files."""
+"""Every strategy by name: `reproduce --strategy`, `plan` and `verify` derive from it."""
 
 
 def launched_processes() -> int:
@@ -45,18 +64,18 @@ def launched_processes() -> int:
         if copies > 1 and launched == 1:
             raise UserError(
                 f"{copies} copies of this command were started ({name}={copies}) that do not know of each other: start "
-                "one task a node, and in it accelerate launch (see launch/multi_node.slurm)"
+                "one task per node, and in it accelerate launch (see launch/multi_node.slurm)"
             )
     return launched
 
 
-def processes_on_this_machine() -> int:
+def local_processes() -> int:
     """How many of the launcher's processes share this machine's cores and memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
 
 
 def restarts() -> int:
-    """How often torchrun has started these processes anew after a failure (`--max_restarts`)."""
+    """How often torchrun has restarted these processes after a failure (`--max_restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -74,18 +93,18 @@ def uses_deepspeed() -> bool:
     return asked
 
 
-def launch_command(processes: int, strategy: Strategy = "ddp", precision: Precision = "bf16") -> list[str]:
+def launch_command(processes: int, strategy: Strategy = STRATEGIES["ddp"], precision: Precision = "bf16") -> list[str]:
     """The beginning of a command line that starts a Python file or module in `processes` processes on this machine."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     common = ["--num_machines", "1", "--num_processes", str(processes), "--mixed_precision", MIXED_PRECISION[precision]]
-    if processes == 1 and strategy == "ddp":  # accelerate refuses --multi_gpu for one process
+    if processes == 1 and not strategy.zero_stage:  # accelerate refuses --multi_gpu for one process
         return [*launcher, *common]
-    return [*launcher, *_STRATEGIES[strategy], *common, "--main_process_port", "0"]
+    return [*launcher, *strategy.launch_options(), *common, "--main_process_port", "0"]
 
 
-def last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """Why launched processes failed, in one line: what they say themselves, or the first error, or the exit code."""
+def failure_reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Why launched processes failed, in one line: what they report themselves, the first error, or the exit code."""
     lines = done.stderr.splitlines()
-    told = [line.removeprefix(OWN_WORDS) for line in lines if line.startswith(OWN_WORDS)]
+    reported = [line.removeprefix(LOG_PREFIX) for line in lines if line.startswith(LOG_PREFIX)]
     errors = [line.strip() for line in lines if "Error: " in line]
-    return (told or errors or [f"exit code {done.returncode}"])[0]
+    return (reported or errors or [f"exit code {done.returncode}"])[0]

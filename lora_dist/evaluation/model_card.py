@@ -4,8 +4,9 @@ import json
 import os
 from typing import Any
 
-from lora_dist.config import Settings, UserError
+from lora_dist.config import Settings
 from lora_dist.config_io import as_options, command_line, from_json
+from lora_dist.errors import UserError
 from lora_dist.files import read_json, write_text
 from lora_dist.metrics.suite import METRICS
 from lora_dist.run_dir import RunDir

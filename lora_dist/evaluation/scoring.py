@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_dist.config import UserError
 from lora_dist.data.e2e import one_line, parse_mr
+from lora_dist.errors import UserError
 from lora_dist.evaluation.model_card import write_card
 from lora_dist.files import read_json, read_jsonl, save_text, write_json
 from lora_dist.metrics import bootstrap

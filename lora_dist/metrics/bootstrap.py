@@ -9,7 +9,7 @@ millisecond. The weights of n-grams in NIST and CIDEr stay those of the whole se
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics.suite import METRICS, Measurements
 
 LEAST_RESAMPLES = 40

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics.ngrams import Floats, Integers, NgramCounts, count, per_text, sums
 
 _LONGEST = 4

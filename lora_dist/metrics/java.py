@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 
 TIMEOUT = 900.0
 """Seconds a Java program may take: a hundred times what the E2E test set needs."""

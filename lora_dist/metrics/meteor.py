@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics.java import find_jar, run_java
 from lora_dist.metrics.ptb import LINE_BREAKS
 

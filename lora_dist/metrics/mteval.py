@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics.ngrams import Floats, Ngram, NgramCounts, count, per_text, sums
 
 Variant = Literal["perl", "python"]

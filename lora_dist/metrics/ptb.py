@@ -7,7 +7,7 @@ tokens to drop; source: pycocoevalcap/tokenizer/ptbtokenizer.py, which the chall
 import re
 from collections.abc import Sequence
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics.java import find_jar, run_java
 
 _JAR = "tokenizer/stanford-corenlp-3.4.1.jar"

@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 
 _TABLE = re.compile(r"\.[ct]sv$", re.IGNORECASE)
 # Beginnings of the names of columns, whatever their case.

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics import meteor, mteval
 from lora_dist.metrics.ngrams import Floats
 from lora_dist.metrics.suite import Measurements

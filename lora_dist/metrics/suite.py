@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lora_dist
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics import cider, java, meteor, mteval, paraphrases, ptb, rouge
 
 METRICS = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")

@@ -4,16 +4,17 @@ Everything but attention works on single tokens, so rows of different lengths ne
 transformers' own modules (so ZeRO-3 finds its hooks, and LoRA is injected in them); the order of the calls is ours.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Model
+from transformers.activations import NewGELUActivation
+
+from lora_dist.model.kernels.select import Kernels
 
 
 def run_body(
@@ -21,26 +22,28 @@ def run_body(
     tokens: Tensor,
     positions: Tensor,
     attend: Callable[[int, Tensor], Tensor],
-    wanted: Tensor | None = None,
-    recompute: bool = False,
+    output_index: Tensor | None = None,
+    *,
+    gradient_checkpointing: bool = False,
 ) -> Tensor:
-    """The last hidden state of the `wanted` tokens: (wanted, width).
+    """Compute the last hidden states: (outputs, width).
 
     Args:
         body: GPT-2 without its output projection.
-        tokens: ids: (tokens,).
-        positions: which position each has in its text: (tokens,).
-        attend: mixes queries, keys and values (tokens, 3 width) of a layer, given by number, to (tokens, width).
-        wanted: indices of the tokens whose result is needed; the last layer computes no more. None is all of them.
-        recompute: keep only the input of each layer for backward, which then computes the layer again.
+        tokens: token ids: (tokens,).
+        positions: position of each token in its text: (tokens,).
+        attend: maps queries, keys and values (tokens, 3 width) of a layer, given by its number, to (tokens, width).
+        output_index: indices of the tokens whose result is needed, (outputs,); the last layer computes no others after
+            its attention. None is all of them.
+        gradient_checkpointing: keep only the input of each layer for backward, which then computes the layer again.
     """
 
     def layer(number: int, hidden: Tensor) -> Tensor:
         block = body.h[number]
         mixed = attend(number, block.attn.c_attn(block.ln_1(hidden)))
-        if wanted is not None and number == len(body.h) - 1:
-            back = inverse(wanted, len(hidden))
-            hidden, mixed = select(hidden, wanted, back), select(mixed, wanted, back)
+        if output_index is not None and number == len(body.h) - 1:
+            inverse = inverse_index(output_index, len(hidden))
+            hidden, mixed = take_rows(hidden, output_index, inverse), take_rows(mixed, output_index, inverse)
         hidden = hidden + block.attn.resid_dropout(block.attn.c_proj(mixed))
         result: Tensor = hidden + block.mlp(block.ln_2(hidden))
         return result
@@ -48,99 +51,92 @@ def run_body(
     hidden = body.drop(body.wte(tokens) + body.wpe(positions))
     for number in range(len(body.h)):
         # Not reentrant: the first layer's input needs no gradient, which the reentrant kind takes as a reason for none.
-        hidden = checkpoint(layer, number, hidden, use_reentrant=False) if recompute else layer(number, hidden)
+        again = gradient_checkpointing
+        hidden = checkpoint(layer, number, hidden, use_reentrant=False) if again else layer(number, hidden)
     last: Tensor = body.ln_f(hidden)
     return last
 
 
-def visible_to_sharers(sharers: Tensor) -> Tensor:
-    """Which places of a row each may look at, where references share an MR: (rows, length, length), True to look.
+def visible_in_segments(segments: Tensor) -> Tensor:
+    """Which tokens of a row each may attend to, where references share an MR: (rows, length, length), True is visible.
 
     Args:
-        sharers: the reference that each place belongs to, 0 for the MR: (rows, length).
+        segments: the reference that each token belongs to, 0 for the MR: (rows, length).
     """
-    own, other = sharers[:, :, None], sharers[:, None, :]
+    own, other = segments[:, :, None], segments[:, None, :]
     return ((other == own) | (other == 0)).tril()
 
 
-def causal_attention(fused: Tensor, heads: int, dropout: float, visible: Tensor | None = None) -> Tensor:
+def causal_attention(
+    kernels: Kernels, fused: Tensor, num_heads: int, dropout: float, visible: Tensor | None = None
+) -> Tensor:
     """Attention of each token to itself and those before it in its row: (rows, length, width).
 
     Args:
+        kernels: of the device.
         fused: queries, keys and values: (rows, length, 3 width).
-        heads: attention heads.
+        num_heads: attention heads.
         dropout: probability of dropping an attention weight.
-        visible: which places each may look at, no more than those up to its own: (rows, length, length); None is all
-            of them.
+        visible: which tokens each may attend to, none after it: (rows, length, length); None is all of them.
     """
     rows, length, _ = fused.shape
-    query, key, value = fused.view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    if fused.device.type != "cpu":
-        mask = None if visible is None else visible[:, None]
-        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
-    else:
-        # torch's fused kernel takes five times as long as this on a CPU, forward and backward at E2E's lengths.
-        scores = query @ key.transpose(2, 3) * (1 / math.sqrt(query.shape[-1]))
-        hidden = torch.ones(length, length, dtype=torch.bool).triu(1) if visible is None else ~visible[:, None]
-        bias = torch.zeros(hidden.shape, dtype=scores.dtype).masked_fill_(hidden, -torch.inf)
-        weights = (scores + bias).softmax(-1)
-        mixed = (F.dropout(weights, dropout) if dropout else weights) @ value
-    return mixed.transpose(1, 2).reshape(rows, length, -1)
+    query, key, value = fused.view(rows, length, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    return kernels.attention(query, key, value, visible, dropout).transpose(1, 2).reshape(rows, length, -1)
 
 
-def inverse(indices: Tensor, rows: int) -> Tensor:
-    """Where in `indices` (n,) each of `rows` rows stands, or n where it does not: (rows,)."""
-    count = len(indices)
-    return indices.new_full((rows,), count).scatter_(0, indices, torch.arange(count, device=indices.device))
+def inverse_index(index: Tensor, rows: int) -> Tensor:
+    """Where in `index` (n,) each of `rows` rows occurs, or n where it does not: (rows,)."""
+    count = len(index)
+    return index.new_full((rows,), count).scatter_(0, index, torch.arange(count, device=index.device))
 
 
-def select(values: Tensor, indices: Tensor, back: Tensor) -> Tensor:
-    """Rows `indices` (n,) of `values` (rows, width), no row twice: (n, width).
+def take_rows(values: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    """Rows `index` (n,) of `values` (rows, width), no row twice: (n, width).
 
     Args:
         values: rows to choose from.
-        indices: the rows chosen.
-        back: see `inverse`.
+        index: the rows chosen.
+        inverse: see `inverse_index`.
     """
-    chosen: Tensor = _Select.apply(values, indices, back)  # type: ignore[no-untyped-call]
-    return chosen
+    taken: Tensor = _TakeRows.apply(values, index, inverse)  # type: ignore[no-untyped-call]
+    return taken
 
 
-def spread(values: Tensor, indices: Tensor, back: Tensor) -> Tensor:
-    """The inverse of `select`: zeros (rows, width) with `values` (n, width) at rows `indices` (n,)."""
-    spreaded: Tensor = _Spread.apply(values, indices, back)  # type: ignore[no-untyped-call]
-    return spreaded
+def pad_rows(values: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    """The inverse of `take_rows`: zeros (rows, width) with `values` (n, width) at rows `index` (n,)."""
+    padded: Tensor = _PadRows.apply(values, index, inverse)  # type: ignore[no-untyped-call]
+    return padded
 
 
-class _Select(torch.autograd.Function):
-    """As no row comes twice, its gradient is a choice of rows too: no sum in any order, none that needs atomics.
+class _TakeRows(torch.autograd.Function):
+    """As no row occurs twice, its gradient is a choice of rows too: no sum in any order, none that needs atomics.
 
     A GPU that has to be deterministic would sort the indices of each `index_copy_`.
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(back)
-        return values.index_select(0, indices)
+    def forward(ctx: Any, values: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return values.index_select(0, index)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (back,) = ctx.saved_tensors
-        return _rows_or_zeros(gradient, back), None, None
+        (inverse,) = ctx.saved_tensors
+        return _rows_or_zeros(gradient, inverse), None, None
 
 
-class _Spread(torch.autograd.Function):
+class _PadRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(indices)
-        return _rows_or_zeros(values, back)
+    def forward(ctx: Any, values: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        return _rows_or_zeros(values, inverse)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (indices,) = ctx.saved_tensors
-        return gradient.index_select(0, indices), None, None
+        (index,) = ctx.saved_tensors
+        return gradient.index_select(0, index), None, None
 
 
 def _rows_or_zeros(values: Tensor, rows: Tensor) -> Tensor:
@@ -149,7 +145,7 @@ def _rows_or_zeros(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def fuse_activation(body: GPT2Model) -> None:
-    """Let GELU's tanh form run as one kernel, in place of the six of transformers' `gelu_new`; the same function."""
+    """Replace transformers' `gelu_new` of six kernels by GELU's tanh form in one kernel; the same function."""
     for block in body.h:
-        if type(block.mlp.act).__name__ == "NewGELUActivation":
+        if isinstance(block.mlp.act, NewGELUActivation):
             block.mlp.act = nn.GELU(approximate="tanh").train(body.training)

@@ -2,9 +2,7 @@
 
 A target layer `x W + b` becomes `x W + b + (alpha / r) dropout(x) A^T B^T` with A (r, in) and B (out, r). Only A and B
 are trained. They stay in fp32 whatever the precision of the frozen weights, and are cast for the product, as their
-updates are too small for bf16. A fused `c_attn` (q, k and v in one matrix) gets one pair.
-
-Torch alone: no transformers, no process groups.
+changes per step are too small for bf16. A fused `c_attn` (q, k and v in one matrix) gets one pair.
 """
 
 import math
@@ -13,14 +11,16 @@ from collections.abc import Iterator, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from lora_dist.config import LoraSettings, UserError
+from lora_dist.config import LoraSettings
+from lora_dist.errors import UserError
 
 PEFT_PREFIX = "base_model.model."
 
 
 class LoraConv1D(nn.Module):
-    """A frozen `Conv1D` (weight (in, out), bias (out)) plus its trained low-rank product."""
+    """A frozen `Conv1D` (weight (in, out), bias (out)) plus its trainable low-rank product."""
 
     def __init__(self, base: nn.Module, settings: LoraSettings, generator: torch.Generator) -> None:
         """Wrap `base`; A and B are drawn from `generator` on the CPU, so every rank and device draws the same."""
@@ -69,7 +69,7 @@ class LoraConv1D(nn.Module):
             weight.data.copy_(weight.float() + self.delta())
 
     def unmerge(self) -> None:
-        """Put back the very bits from before `merge`; a second call changes nothing."""
+        """Restore the bits from before `merge`; a second call changes nothing."""
         if self._unmerged is not None:
             self.weight().data.copy_(self._unmerged)
             self._unmerged = None
@@ -82,27 +82,27 @@ class LoraConv1D(nn.Module):
 
 
 def keep_mask(x: Tensor, dropout: float) -> Tensor:
-    """1 where a number of `x` is kept and 0 where it is dropped, in the shape and type of `x`.
+    """1 where an element of `x` is kept and 0 where it is dropped, in the shape and type of `x`.
 
-    Drops with probability round(2**16 dropout) / 2**16. Four decisions come of one random word: torch draws a random
-    number each, which on a CPU takes longer than the product that the mask is for.
+    Drops with probability round(2**16 dropout) / 2**16. Four decisions come from one random 64-bit integer: torch draws
+    one for each, which on a CPU takes longer than the product that the mask is for.
     """
-    words = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    sixteenths = words.view(torch.int16)[: x.numel()].view(x.shape)
-    return torch.ge(sixteenths, round(2**16 * dropout) - 2**15, out=torch.empty_like(x, requires_grad=False))
+    drawn = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    quarters = drawn.view(torch.int16)[: x.numel()].view(x.shape)
+    return torch.ge(quarters, round(2**16 * dropout) - 2**15, out=torch.empty_like(x, requires_grad=False))
 
 
 def inject(model: nn.Module, settings: LoraSettings, seed: int) -> None:
     """Freeze `model` and wrap its target layers, in place.
 
     A target names a layer by the end of its path, as in PEFT: `c_proj` is both attention's and the MLP's, `mlp.c_proj`
-    the MLP's alone. The initial values depend on `seed` alone, not on the device or the world size.
+    only the MLP's. The initial values depend on `seed` only, not on the device or the world size.
 
     Raises:
         UserError: if a target matches no layer.
     """
     model.requires_grad_(False)
-    layers = {name: module for name, module in model.named_modules() if type(module).__name__ == "Conv1D"}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Conv1D)}
     generator = torch.Generator().manual_seed(seed)
     for target in settings.targets:
         if not any(_matches(name, target) for name in layers):
@@ -112,6 +112,9 @@ def inject(model: nn.Module, settings: LoraSettings, seed: int) -> None:
         if any(_matches(name, target) for target in settings.targets):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, LoraConv1D(layer, settings, generator))
+    trainable = sum(parameter.requires_grad for parameter in model.parameters())
+    assert trainable == len(parameters(model)), "something besides the adapter is trained"
+    assert trainable_count(model) == expected_count(model, settings.rank), "the count differs from the formula"
 
 
 def _matches(name: str, target: str) -> bool:
@@ -124,7 +127,7 @@ def layers(model: nn.Module) -> Iterator[tuple[str, LoraConv1D]]:
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained matrices by PEFT's name, in the model's order: all that is trained, checkpointed and saved."""
+    """The trainable matrices by PEFT's name, in the model's order: all that is trained, checkpointed and saved."""
     found: dict[str, nn.Parameter] = {}
     for name, layer in layers(model):
         found[f"{PEFT_PREFIX}{name}.lora_A.weight"] = layer.lora_A
@@ -132,8 +135,13 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+def trainable_count(model: nn.Module) -> int:
+    """How many parameters are trained."""
+    return sum(parameter.numel() for parameter in parameters(model).values())
+
+
 def expected_count(model: nn.Module, rank: int) -> int:
-    """Trained numbers by the formula: the sum over wrapped layers of r (in + out)."""
+    """Trainable parameters by the formula: the sum over wrapped layers of r (in + out)."""
     return sum(rank * sum(layer.weight().shape) for _, layer in layers(model))
 
 
@@ -163,7 +171,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def fold(model: nn.Module) -> None:
-    """Merge every wrapped layer and take the wrapping off, in place: `model` is a plain GPT-2 again."""
+    """Merge every wrapped layer and remove the wrapping, in place: `model` is a plain GPT-2 again."""
     for name, layer in list(layers(model)):
         layer.merge()
         parent, _, child = name.rpartition(".")

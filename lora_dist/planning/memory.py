@@ -1,11 +1,11 @@
-"""How much memory a process of a training needs at its peak, and what it sends, worked out from shapes alone.
+"""How much memory a process of a training needs at its peak, and its communication volume, computed from shapes only.
 
-The tensors are exact: weights, adapter, gradients and moments by count, activations by walking through our forward
-pass as autograd does (tests count what it really saves). On a CPU the process counts as well, as the system sees it:
-libraries, tokenizer, corpus, kernels made for each shape of a matrix product, and heap that fragments. These are
-constants measured with GPT-2 Small on Linux and glibc. So on a CPU it is the sum that holds within 15 %, not each part
-of it (tests compare it with the peaks of trainings); on a GPU, where CUDA's own context and the reserve of torch's
-allocator come on top, the sum is a lower bound.
+The tensors are exact: weights, adapter, gradients and optimizer state by count, activations by walking through our
+forward pass as autograd does (tests count what it really saves). On a CPU the process counts as well, as the system
+sees it: libraries, tokenizer, corpus, kernels made for each shape of a matrix product, and heap that fragments. These
+are constants measured with GPT-2 Small on Linux and glibc. So on a CPU the sum holds within 15 %, not each part of it
+(tests compare it with the peaks of trainings); on a GPU, where CUDA's own context and the reserve of torch's allocator
+come on top, the sum is a lower bound.
 """
 
 from dataclasses import dataclass, fields
@@ -16,37 +16,36 @@ from transformers import GPT2LMHeadModel
 
 from lora_dist.config import Precision
 from lora_dist.data.collate import BatchShape
-from lora_dist.distributed import launcher
+from lora_dist.distributed.launcher import Strategy
 from lora_dist.model.lora import LoraConv1D
 from lora_dist.training.loss import MAX_LOGITS
 
-Strategy = Literal["single"] | launcher.Strategy
 Kind = Literal["cpu", "cuda"]
 
 MIB = 2**20
 BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
-"""Bytes of a number."""
+"""Bytes per element."""
 
 LIBRARIES = 350 * MIB
-"""torch, transformers, accelerate and DeepSpeed once imported: 338 alone, 360 under the launcher."""
-TOKENIZER_BYTES_A_WORD = 1000
-"""GPT-2's fast tokenizer with its merges."""
-CORPUS_BYTES_A_TOKEN = 64
-"""What reading and tokenising leave of the heap, most of it free but scattered: nothing else fits in there."""
+"""torch, transformers, accelerate and DeepSpeed once imported: 338 without, 360 under the launcher."""
+TOKENIZER_BYTES_PER_TOKEN = 1000
+"""GPT-2's fast tokenizer with its merges, per token of its vocabulary."""
+CORPUS_BYTES_PER_TOKEN = 64
+"""What reading and tokenising leave of the heap, most of it free but scattered, so that nothing else fits there."""
 KERNELS: dict[Precision, int] = {"fp32": 20 * MIB, "bf16": 90 * MIB}
 """Matrix products prepared by MKL and oneDNN for each shape they met."""
 WORKSPACES = 64 * MIB
 """What cuBLAS and cuBLASLt hold on a GPU, 32 MiB each on Hopper: an H100 held 70 to 100 MiB beyond the tensors."""
 HOLES = 0.5
-"""Heap that lies idle between tensors of unlike size, a part of what tensors come and go in (0.3 after four updates,
-0.4 to 0.7 after forty): `device.keep_freed_memory` gives none of it back."""
+"""Idle heap between tensors of different sizes, as a fraction of the temporary tensors (0.3 after four steps, 0.4 to
+0.7 after forty): `kernels.cpu.set_up_process` keeps all of it."""
 COPIES = 0.5
-"""Heap left of the copies in which weights travel, a part of their size: with DDP once at the start, with ZeRO-3 in
-each forward pass."""
+"""Heap left of the copies in which weights are communicated, as a fraction of their size: with DDP once at the start,
+with ZeRO-3 in each forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Workload:
     """What one process of a training holds and computes."""
 
     processes: int
@@ -56,15 +55,15 @@ class Job:
     file_precision: Precision
     """Of the checkpoint of the base model."""
     frozen: int
-    """Frozen numbers, the reference token's row among them."""
-    trained: int
-    """Trained numbers."""
+    """Frozen parameters, including the reference token's row."""
+    trainable: int
+    """Trainable parameters."""
     layers: int
-    """Numbers of the layers' matrices, part of `frozen`."""
+    """Parameters of the layers' matrices, part of `frozen`."""
     projection: int
-    """Numbers of the output projection, which is the embedding."""
+    """Parameters of the output projection, which is the embedding."""
     vocabulary: int
-    """Words of the tokenizer."""
+    """Vocabulary size of the tokenizer."""
     corpus_tokens: int
     """Tokens of the training and the dev set."""
     activations: int
@@ -72,7 +71,7 @@ class Job:
     logits: int
     """Bytes of its logits, which come on top at the end of the forward pass."""
     dev_logits: int
-    """Bytes of the logits of the dev set's largest batch, which has no activations beside it."""
+    """Bytes of the logits of the dev set's largest batch, which has no activations next to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,26 +79,26 @@ class Memory:
     """Bytes of one process at its peak, part by part."""
 
     weights: int
-    """Frozen weights; on a CPU each matrix packed for both directions (see `packed.py`); under ZeRO-3
-    this process' part and the whole that it gathers for the forward pass."""
+    """Frozen weights; on a CPU each matrix packed for both directions (see `kernels/cpu.py`); under ZeRO-3
+    this process' partition and the whole that it gathers for the forward pass."""
     gathering: int
     """ZeRO-3: the buffers through which it gathers, as far as they exceed what activations need later on."""
     adapter: int
-    """Trained numbers in fp32, under ZeRO also the part that this process updates."""
+    """Trainable parameters in fp32, under ZeRO also the partition that this process steps."""
     gradients: int
-    """Their gradients in fp32, and the buckets in which they travel."""
+    """Their gradients in fp32, and the buckets in which they are reduced."""
     moments: int
-    """AdamW's two moments in fp32, under ZeRO this process' part of them."""
+    """AdamW's two moments in fp32, under ZeRO this process' partition of them."""
     activations: int
-    """See `Job`."""
+    """See `Workload`."""
     logits: int
-    """See `Job`."""
+    """See `Workload`."""
     dev: int
     """What the logits of the dev set need beyond activations and logits of the training."""
     process: int
     """On a CPU: libraries, tokenizer, corpus, kernels. On a GPU: cuBLAS's workspaces."""
     unused: int
-    """On a CPU: holes of the heap, and pages of the checkpoint that are of no more use."""
+    """On a CPU: holes of the heap, and pages of the checkpoint that are no longer used."""
     loading: int
     """On a CPU: what the start needs beyond all that, when the checkpoint is converted to another precision."""
 
@@ -109,109 +108,111 @@ class Memory:
         return sum(getattr(self, part.name) for part in fields(self))
 
 
-def memory(strategy: Strategy, job: Job) -> Memory:
-    """What a process needs under `strategy`.
+def memory(strategy: Strategy | None, work: Workload) -> Memory:
+    """What a process needs under `strategy`; None is one process without a launcher.
 
-    What DeepSpeed holds is read off its stage_1_and_2.py and stage3.py with the buckets of `replica.py`: ZeRO-1 and -2
-    keep the adapter whole and a copy of their part; ZeRO-3 frees no weight that is used again within a thousand
-    million numbers, so of a GPT-2 it holds everything from the first use to the last.
+    What DeepSpeed holds is taken from its stage_1_and_2.py and stage3.py with the buckets of `training/strategy.py`:
+    ZeRO-1 and -2 keep the adapter whole and a copy of their partition; ZeRO-3 frees no weight that is used again within
+    10^9 elements, so of a GPT-2 it holds everything from the first use to the last.
     """
-    on_cpu, sharded = job.kind == "cpu", strategy.startswith("zero3")
-    on_host = strategy == "zero3_offload" and not on_cpu  # then this process' parts are not on the device
-    whole, adapter = job.frozen * BYTES[job.precision], job.trained * 4
-    part = -(-job.trained // job.processes) * 4 if strategy.startswith("zero") else 0
-    parts = 0 if on_host else 2 if strategy == "zero3_offload" else 1
-    gathered = whole if sharded else 0
-    temporary = job.activations + job.logits
-    packs = on_cpu and not sharded
-    layers = job.layers * BYTES[job.precision] if packs else 0
-    copies = layers + 2 * job.projection * BYTES[job.precision] if packs else 0
+    stage, offload = (0, False) if strategy is None else (strategy.zero_stage, strategy.offload)
+    on_cpu, partitioned = work.kind == "cpu", stage == 3
+    on_host = offload and not on_cpu  # then this process' partitions are not on the device
+    whole, adapter = work.frozen * BYTES[work.precision], work.trainable * 4
+    partition = -(-work.trainable // work.processes) * 4 if stage else 0
+    copies = 0 if on_host else 2 if offload else 1
+    gathered = whole if partitioned else 0
+    temporary = work.activations + work.logits
+    packs = on_cpu and not partitioned
+    layers = work.layers * BYTES[work.precision] if packs else 0
+    packed = layers + 2 * work.projection * BYTES[work.precision] if packs else 0
+    with_bucket = stage == 1 or (strategy is not None and not stage)
     tensors = {
-        "weights": whole + copies + (0 if on_host else -(-gathered // job.processes)),
+        "weights": whole + packed + (0 if on_host else -(-gathered // work.processes)),
         "gathering": gathered if on_cpu else max(0, gathered - temporary),
-        "adapter": adapter + parts * part,
-        "gradients": adapter * (2 if strategy in ("ddp", "zero1") else 1) + part * (2 if strategy == "zero2" else 1),
-        "moments": 0 if on_host else 2 * (part or adapter),
-        "activations": job.activations,
-        "logits": job.logits,
-        "dev": max(0, job.dev_logits - temporary),
+        "adapter": adapter + copies * partition,
+        "gradients": adapter * (2 if with_bucket else 1) + partition * (2 if stage == 2 else 1),
+        "moments": 0 if on_host else 2 * (partition or adapter),
+        "activations": work.activations,
+        "logits": work.logits,
+        "dev": max(0, work.dev_logits - temporary),
     }
     if not on_cpu:
         return Memory(**tensors, process=WORKSPACES, unused=0, loading=0)
-    start = LIBRARIES + job.vocabulary * TOKENIZER_BYTES_A_WORD
-    process = start + job.corpus_tokens * CORPUS_BYTES_A_TOKEN + KERNELS[job.precision]
-    unused = int(HOLES * (temporary + 2 * gathered)) + int(
-        COPIES * (whole - layers) if sharded or strategy == "ddp" else 0
-    )
-    mapped = job.precision == job.file_precision  # then the weights are pages of the file at first
-    converting = start + whole + (0 if mapped else job.frozen * BYTES[job.file_precision])
-    if packs:  # the layers twice beside what was loaded, and then a copy of the rest
+    start = LIBRARIES + work.vocabulary * TOKENIZER_BYTES_PER_TOKEN
+    process = start + work.corpus_tokens * CORPUS_BYTES_PER_TOKEN + KERNELS[work.precision]
+    broadcast = partitioned or (strategy is not None and not stage)
+    unused = int(HOLES * (temporary + 2 * gathered)) + int(COPIES * (whole - layers) if broadcast else 0)
+    mapped = work.precision == work.file_precision  # then the weights are pages of the file at first
+    converting = start + whole + (0 if mapped else work.frozen * BYTES[work.file_precision])
+    if packs:  # the layers twice next to what was loaded, and then a copy of the rest
         converting = max(converting, start + 2 * whole + layers)
     loading = max(0, converting - sum(tensors.values()) - process - unused)
     return Memory(**tensors, process=process, unused=unused, loading=loading)
 
 
-def bytes_sent(strategy: Strategy, job: Job, accumulation_steps: int) -> int:
-    """Bytes a process sends for one update, with rings.
+def bytes_sent(strategy: Strategy | None, work: Workload, accumulation_steps: int) -> int:
+    """Bytes a process sends per optimizer step, with rings.
 
-    Of P processes, each sends (P - 1) / P of the data to gather it or to reduce it into parts, and twice that to
-    reduce it to a whole (Rajbhandari et al. 2020, "ZeRO", section 7). DeepSpeed's ZeRO-1 and -2 reduce the gradient to
-    a whole all the same and then gather the updated adapter, which makes three. ZeRO-3 reduces it into parts, gathers
-    the adapter, and the frozen weights in each forward pass; the paper's second gathering, for backward, falls away as
-    nothing is freed in between (see `memory`).
+    Of P processes, each sends (P - 1) / P of the data for an all-gather or a reduce-scatter, and twice that for an
+    all-reduce (Rajbhandari et al. 2020, "ZeRO", section 7). DeepSpeed's ZeRO-1 and -2 all-reduce the gradient and then
+    all-gather the adapter, which makes three. ZeRO-3 reduce-scatters it, all-gathers the adapter, and the frozen
+    weights in each forward pass; the paper's second all-gather, for backward, is not needed as nothing is freed in
+    between (see `memory`).
     """
-    gradient, frozen = job.trained * 4, job.frozen * BYTES[job.precision]
+    gradient, frozen = work.trainable * 4, work.frozen * BYTES[work.precision]
+    if strategy is None:
+        return 0
     volumes = {
-        "single": 0,
-        "ddp": 2 * gradient,
-        "zero1": 3 * gradient,
-        "zero2": (2 * accumulation_steps + 1) * gradient,
+        0: 2 * gradient,
+        1: 3 * gradient,
+        2: (2 * accumulation_steps + 1) * gradient,
+        3: accumulation_steps * (gradient + frozen) + gradient,
     }
-    volume = volumes.get(strategy, accumulation_steps * (gradient + frozen) + gradient)
-    return volume * (job.processes - 1) // job.processes
+    return volumes[strategy.zero_stage] * (work.processes - 1) // work.processes
 
 
 def logits_bytes(shape: BatchShape, vocabulary: int, precision: Precision, kind: Kind) -> int:
     """Bytes of the buffers of (labels, vocabulary) in `loss.LossHead`."""
-    at_once = max(1, MAX_LOGITS // vocabulary)
-    as_fp32 = min(shape.labels, at_once) * 4 if kind == "cuda" and precision != "fp32" else 0
-    return (min(shape.wanted, at_once) * BYTES[precision] + as_fp32) * vocabulary
+    rows = max(1, MAX_LOGITS // vocabulary)
+    as_fp32 = min(shape.labels, rows) * 4 if kind == "cuda" and precision != "fp32" else 0
+    return (min(shape.outputs, rows) * BYTES[precision] + as_fp32) * vocabulary
 
 
 def saved_bytes(model: GPT2LMHeadModel, shape: BatchShape, precision: Precision, kind: Kind) -> int:
     """Bytes that autograd keeps for backward of a forward pass of `loss.ReferenceLoss`.
 
-    Nothing is kept before the first adapter, as no gradient goes further down. A frozen layer keeps nothing of its
-    input, an adapter its input after dropout and, if the gradient goes on, the mask.
+    Nothing is kept before the first adapter, as no gradient flows further down. A frozen layer keeps nothing of its
+    input, an adapter its input after dropout and, if the gradient flows on, the mask.
 
     Args:
-        model: with the adapters in it; its shapes are looked at, not its numbers.
+        model: with its adapter injected; only its shapes matter.
         shape: of the micro-batch.
         precision: of the activations.
-        kind: of device; a CPU and a GPU have other kernels of attention.
+        kind: of device; a CPU and a GPU have different attention kernels.
     """
     config, body = model.config, model.transformer
     width: int = config.n_embd
     rows = shape.tokens
-    indices, numbers = 8 * (2 * shape.tokens + shape.rows * shape.length), 0
-    flows = False  # whether the gradient goes down to this point of the residual stream
+    indices, elements = 8 * (2 * shape.tokens + shape.rows * shape.length), 0
+    flows = False  # whether the gradient flows down to this point of the residual stream
     for number, block in enumerate(body.h):
-        numbers += flows * _norm(rows, width)
+        elements += flows * _norm(rows, width)
         kept, attended = _layer(block.attn.c_attn, rows, flows, precision)
-        numbers += kept + attended * _attention(model, shape, precision, kind)
+        elements += kept + attended * _attention(model, shape, precision, kind)
         if number == len(body.h) - 1:
-            rows = shape.wanted
+            rows = shape.outputs
         kept, attended = _layer(block.attn.c_proj, rows, attended, precision)
-        numbers += kept + attended * _mask(block.attn.resid_dropout, rows * width)
+        elements += kept + attended * _mask(block.attn.resid_dropout, rows * width)
         flows = flows or attended
-        numbers += flows * _norm(rows, width)
+        elements += flows * _norm(rows, width)
         kept, activated = _layer(block.mlp.c_fc, rows, flows, precision)
-        numbers += kept + activated * rows * (config.n_inner or 4 * width)
+        elements += kept + activated * rows * (config.n_inner or 4 * width)
         kept, activated = _layer(block.mlp.c_proj, rows, activated, precision)
-        numbers += kept + activated * _mask(block.mlp.dropout, rows * width)
+        elements += kept + activated * _mask(block.mlp.dropout, rows * width)
         flows = flows or activated
-    numbers += _norm(rows, width) + rows * width  # the last of them, and the gradient that the head computes at once
-    return indices + numbers * BYTES[precision]
+    elements += _norm(rows, width) + rows * width  # the last of them, and the gradient that the head computes at once
+    return indices + elements * BYTES[precision]
 
 
 def _norm(rows: int, width: int) -> int:
@@ -219,12 +220,12 @@ def _norm(rows: int, width: int) -> int:
     return rows * (width + 2)
 
 
-def _mask(dropout: nn.Dropout, numbers: int) -> int:
-    return numbers if dropout.p > 0 else 0
+def _mask(dropout: nn.Dropout, elements: int) -> int:
+    return elements if dropout.p > 0 else 0
 
 
 def _layer(layer: nn.Module, rows: int, flows: bool, precision: Precision) -> tuple[int, bool]:
-    """Numbers that a layer keeps, and whether the gradient goes through its result."""
+    """Elements that a layer keeps, and whether the gradient flows through its result."""
     if not isinstance(layer, LoraConv1D):
         return 0, flows
     rank, (inputs, outputs) = layer.lora_A.shape[0], layer.weight().shape
@@ -234,7 +235,7 @@ def _layer(layer: nn.Module, rows: int, flows: bool, precision: Precision) -> tu
 
 
 def _attention(model: GPT2LMHeadModel, shape: BatchShape, precision: Precision, kind: Kind) -> int:
-    """Queries, keys and values; and the weights, or of a GPU's fused kernel the result and two numbers a row."""
+    """Queries, keys and values; and the weights, or of a GPU's fused kernel the result and two values per row."""
     places, heads = shape.rows * shape.length, int(model.config.n_head)
     values = places * int(model.config.n_embd)
     if kind == "cuda" and precision == "bf16":

@@ -14,36 +14,36 @@ LABELS = {
     "activations": "activations for backward",
     "logits": "logits",
     "dev": "more for the dev set",
-    "process": "process beside its tensors",
-    "unused": "heap and pages unused",
+    "process": "process without its tensors",
+    "unused": "unused heap and pages",
     "loading": "more while loading",
 }
-"""What the parts of `Memory` are called in the table."""
+"""Names of the parts of `Memory` in the table."""
 
 
 def table(plan: Plan) -> str:
     """The plan as text for people."""
     needs, shape, schedule = plan.memory.values(), plan.corpus.largest, plan.schedule
     lines = [
-        f"{plan.model}: {plan.trainable:,} trained and {plan.frozen:,} frozen numbers, these in {plan.precision}, "
+        f"{plan.model}: {plan.trainable:,} trainable and {plan.frozen:,} frozen parameters, these in {plan.precision}, "
         f"on {plan.processes} x {plan.device}",
         "",
-        _row("a process at its peak, MiB", list(plan.memory)),
+        _row("peak of a process, MiB", list(plan.memory)),
     ]
     for part, label in LABELS.items():
         if any(sizes := [getattr(need, part) for need in needs]):
             lines.append(_row(f"  {label}", [_mib(size) for size in sizes]))
-    lines.append(_row("  all together", [_mib(need.total) for need in needs]))
+    lines.append(_row("  total", [_mib(need.total) for need in needs]))
     if plan.available is not None:
         fits = ["yes" if need.total <= plan.available else "NO" for need in needs]
         lines.append(_row(f"  fits into {plan.available / MIB:,.0f}", fits))
-    lines += [_row("it sends an update, MiB", [_mib(size) for size in plan.sent.values()]), ""]
+    lines += [_row("sent per step, MiB", [_mib(size) for size in plan.sent.values()]), ""]
     lines += [
-        f"examples         {plan.corpus.examples:,}; a process' largest micro-batch has {shape.rows} of them, "
+        f"examples         {plan.corpus.examples:,}; the largest micro-batch of a process has {shape.rows} of them, "
         f"{shape.tokens} tokens, {shape.labels} labels",
-        f"updates          {schedule.updates_per_epoch:,} an epoch, {schedule.updates:,} in all, of which "
-        f"{schedule.warmup:,} to warm up ({schedule.warmup / schedule.updates:.1%})",
-        f"in update        {''.join(f'{step:>12,}' for step, _ in schedule.learning_rates)}",
+        f"steps            {schedule.steps_per_epoch:,} per epoch, {schedule.steps:,} in all, of which "
+        f"{schedule.warmup:,} to warm up ({schedule.warmup / schedule.steps:.1%})",
+        f"at step          {''.join(f'{step:>12,}' for step, _ in schedule.learning_rates)}",
         f"learning rate    {''.join(f'{rate:>12.2g}' for _, rate in schedule.learning_rates)}",
         f"dev evaluations  {schedule.dev_evaluations}",
         f"checkpoints      {schedule.checkpoints}, of which the newest {schedule.checkpoints_kept} are kept, "

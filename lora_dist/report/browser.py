@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lora_dist.config import UserError
 from lora_dist.data.e2e import parse_mr
+from lora_dist.errors import UserError
 from lora_dist.files import read_jsonl
 from lora_dist.metrics.slots.errors import find_errors
 from lora_dist.report.results import Result, sentence_scores
@@ -15,9 +15,9 @@ COLUMNS = ("sentBLEU", "METEOR", "ROUGE_L", "CIDEr")
 
 
 def browser_data(results: Sequence[Result]) -> dict[str, Any]:
-    """What the script needs: `columns`, `runs` with one output or null a meaning representation, and `mrs`.
+    """What the script needs: `columns`, `runs` with one output or null per meaning representation, and `mrs`.
 
-    The meaning representations are those of all runs, in the order of the first that has them.
+    The meaning representations are those of all runs, in the order of the first run that has them.
     """
     references: dict[str, list[str]] = {}
     outputs = []
@@ -41,13 +41,13 @@ def _output(row: dict[str, Any], scores: dict[str, float]) -> dict[str, Any]:
         errors: list[tuple[str, str]] | None = [
             (e.kind, e.attribute) for e in find_errors(dict(parse_mr(row["mr"])), row["text"])
         ]
-    except UserError:  # a corpus with other values than E2E's
+    except UserError:  # a corpus with values that E2E does not have
         errors = None
     return {"text": row["text"], "scores": [scores[name] for name in COLUMNS], "errors": errors}
 
 
 def _slots(mr: str) -> list[tuple[str, str]]:
-    """Attributes and values, or the whole text of an MR that is not in E2E's form."""
+    """Attributes and values, or the whole text of an MR that is not in E2E's format."""
     try:
         return parse_mr(mr)
     except UserError:

@@ -3,8 +3,9 @@
 from dataclasses import fields
 from typing import Any
 
-from lora_dist.config import Settings, UserError
+from lora_dist.config import Settings
 from lora_dist.config_io import as_options
+from lora_dist.errors import UserError
 from lora_dist.evaluation.scoring import RESAMPLES, score_files, variant_of
 from lora_dist.files import read_jsonl
 from lora_dist.metrics.suite import METRICS
@@ -22,7 +23,7 @@ def compare(a: RunDir, b: RunDir) -> str:
     first, second = load_results([a, b])
     if a.references_text.read_bytes() != b.references_text.read_bytes():
         raise UserError(
-            f"{a.root} and {b.root} have other references: decode both on the same test set and --decode.limit"
+            f"{a.root} and {b.root} have different references: decode both on the same test set and --decode.limit"
         )
     sentences = _sentences(first, second)
     return "\n".join(map(markdown, (_settings(first, second), _scores(first, second), sentences)))

@@ -41,7 +41,7 @@ class Plot(NamedTuple):
 
 def make_plots(configurations: Sequence[Configuration]) -> list[Plot]:
     """Those for which the runs have what they show."""
-    logged = any(result.updates() for c in configurations for result in c.results)
+    logged = any(result.logged_steps() for c in configurations for result in c.results)
     slots = any(result.slot_error_rate is not None for c in configurations for result in c.results)
     drawn: list[tuple[str, str, Callable[[Sequence[Configuration]], Figure], bool]] = [
         ("scores", "Scores with 95 % intervals, and the paper's lines", _scores, True),
@@ -122,7 +122,7 @@ def _loss(configurations: Sequence[Configuration]) -> Figure:
     panel = figure.subplots()
 
     def draw(result: Result, colour: str) -> None:
-        _line(panel, result.updates(), "loss", colour)
+        _line(panel, result.logged_steps(), "loss", colour)
         dev = result.evaluations()
         panel.plot([row["step"] for row in dev], [row["dev_loss"] for row in dev], "o", color=colour, markersize=5)
 
@@ -138,8 +138,8 @@ def _schedule(configurations: Sequence[Configuration]) -> Figure:
     rate, throughput = figure.subplots(1, 2)
 
     def draw(result: Result, colour: str) -> None:
-        _line(rate, result.updates(), "lr", colour)
-        _line(throughput, result.updates(), "examples_per_second", colour)
+        _line(rate, result.logged_steps(), "lr", colour)
+        _line(throughput, result.logged_steps(), "examples_per_second", colour)
 
     _each(configurations, draw)
     for panel, name in ((rate, "learning rate"), (throughput, "examples a second")):

@@ -1,14 +1,14 @@
-"""Scores that others have printed: the paper's Table 3, and what people report who ran the LoRA authors' code."""
+"""Published scores: the paper's Table 3, and what people report who ran the LoRA authors' code."""
 
 from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One line of somebody's table of scores on the whole test set of E2E."""
+    """One row of a table of scores on the whole test set of E2E."""
 
     name: str
     trainable: str
-    """Trained numbers as printed."""
+    """Trainable parameters as printed."""
     scores: tuple[float, ...]
     """In the order of `metrics.METRICS`: NIST in bits, CIDEr 0 to 10, the others 0 to 1."""
 
@@ -29,11 +29,11 @@ REPRODUCTIONS = (
     Published("microsoft/LoRA#165, GPT-2 S", "-", (0.6727, 8.6009, 0.4571, 0.6814, 2.3076)),
     Published("microsoft/LoRA#138, without the base's weights", "-", (0.0, 0.0196, 0.0034, 0.0072, 0.0)),
 )
-"""What people write in the issues of the LoRA authors' repository that they got with its recipe; the seed paper's own
-repository has the rows of its Table 3."""
+"""Scores reported in the issues of the LoRA authors' repository for its configuration; the seed paper's own repository
+has the rows of its Table 3."""
 
 PUBLISHED_MODELS = ("gpt2", "gpt2-medium")
-"""The base models of these scores, as the hub calls them."""
+"""Hub ids of the base models of these scores."""
 
 TRAINABLE = {"Baseline (GPT-2 S)": 147_456, "Original (GPT-2 M)": 393_216, "Improved": 2_359_296}
-"""What the printed numbers of trained parameters are exactly, from the shapes."""
+"""The exact counts of trainable parameters, from the shapes."""

@@ -1,21 +1,25 @@
-"""What a report is made of: runs as their folders tell them, and runs that differ in nothing but the seed together."""
+"""What a report is made of: runs as their folders describe them, grouped where they differ only in the seed."""
 
 import csv
 import hashlib
 import json
+import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_dist.config import DecodeSettings, Settings, UserError
+from lora_dist.config import DecodeSettings, Settings
 from lora_dist.config_io import WITHOUT_EFFECT, as_options, changed_options, from_json, nearest_preset, to_json
+from lora_dist.errors import UserError
 from lora_dist.evaluation.scoring import score_run, variant_of
 from lora_dist.files import read_json, read_jsonl
 from lora_dist.metrics.suite import METRICS
 from lora_dist.report.published import PUBLISHED_MODELS
 from lora_dist.run_dir import RunDir
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Result:
 
     run: RunDir
     settings: Settings
-    """Those it was trained with, and those its sentences were decoded with."""
+    """Those of its training, with those of its decoding."""
     config: dict[str, Any]
     """Of config.json."""
     scores: dict[str, Any]
@@ -41,7 +45,7 @@ class Result:
 
     @property
     def base(self) -> str:
-        """The base model, without the folder or the account it comes from."""
+        """The base model, without its folder or account."""
         return Path(self.settings.model.name).name
 
     @property
@@ -51,7 +55,7 @@ class Result:
 
     @property
     def trainable(self) -> int:
-        """How many numbers were trained."""
+        """Trainable parameters."""
         return int(self.config["counts"]["trainable"])
 
     @property
@@ -67,14 +71,14 @@ class Result:
 
     @property
     def training_seconds(self) -> float | None:
-        """Time of all updates, without dev sets and checkpoints; None if the log is not there."""
+        """Time of all steps, without dev sets and checkpoints; None if there is no log."""
         seconds, before = 0.0, 0
-        for row in self.updates():
+        for row in self.logged_steps():
             seconds += (row["step"] - before) * self.settings.train.global_batch_size / row["examples_per_second"]
             before = row["step"]
         return seconds or None
 
-    def updates(self) -> list[dict[str, Any]]:
+    def logged_steps(self) -> list[dict[str, Any]]:
         """The lines of the log with the training loss."""
         return [row for row in self.log if "loss" in row]
 
@@ -83,25 +87,25 @@ class Result:
         return [row for row in self.log if "dev_loss" in row]
 
     def caveats(self) -> list[str]:
-        """In which respects its scores must not be compared with the paper's without a second thought."""
+        """Why its scores do not compare with the paper's directly."""
         found = []
         if not self.trained_here:
-            found.append("trained elsewhere, so nothing is known of how")
+            found.append("trained elsewhere, with unknown settings")
         if self.settings.model.name.removeprefix("openai-community/") not in PUBLISHED_MODELS:
             found.append(f"the base model is {self.base}, not GPT-2")
         if self.settings.train.max_steps is not None or self.settings.data.limit_train is not None:
-            found.append("trained for fewer updates, or on fewer examples, than the paper's five epochs")
+            found.append("trained for fewer steps, or on fewer examples, than the paper's five epochs")
         if not self.decoding.get("official_test_set"):
             found.append("not the whole official test set was decoded")
         if self.settings.decode.ngram_scope != "all":
-            found.append("repeated 4-grams are banned in the sentence alone; the paper's decoder bans the prompt's too")
+            found.append("repeated 4-grams are banned in the sentence only; the paper's decoder bans the prompt's too")
         if variant_of(self.scores) == "python":
             found.append("BLEU and NIST are those of the official script's Python program (-p), not its default")
         return found
 
 
 def load_results(runs: Sequence[RunDir]) -> list[Result]:
-    """The runs, of which those are scored now that have not been since they were decoded.
+    """The runs; those not scored since they were decoded are scored.
 
     Raises:
         UserError: if one is not the folder of a run, or has not been decoded.
@@ -118,11 +122,11 @@ def load_result(run: RunDir) -> Result:
     scores = read_json(run.scores, "no scores") if run.scores.is_file() else {}
     of_these = scores.get("signature", {}).get("outputs") == hashlib.sha256(run.outputs_text.read_bytes()).hexdigest()
     if not (of_these and run.sentence_scores.is_file() and all(metric in scores for metric in METRICS)):
-        print(f"scoring {run.root}", flush=True)
+        logger.info("scoring %s", run.root)
         scores = score_run(run, variant_of(scores) if "signature" in scores else "perl")
     trained = from_json(Settings, config["settings"])
     settings = replace(trained, decode=from_json(DecodeSettings, decoding["decode"]))
-    log = read_jsonl(run.metrics) if run.metrics.is_file() else []  # there is none of an adapter from elsewhere
+    log = read_jsonl(run.metrics) if run.metrics.is_file() else []  # an adapter from elsewhere has none
     return Result(run, settings, config, scores, decoding, log)
 
 
@@ -135,7 +139,7 @@ def sentence_scores(run: RunDir) -> list[dict[str, float]]:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
     label: str
     """Base model, preset, and the settings in which it differs from the others of the report."""
@@ -158,7 +162,7 @@ class Configuration:
 
 
 def trained(results: Sequence[Result]) -> list[Result]:
-    """Of those that share an adapter the first: the others show what its decoding settings do."""
+    """The first of those that share an adapter: the others show what decoding settings do."""
     first: dict[str, Result] = {}
     for result in results:
         first.setdefault(result.decoding["adapter"], result)
@@ -166,7 +170,7 @@ def trained(results: Sequence[Result]) -> list[Result]:
 
 
 def configurations(results: Sequence[Result]) -> list[Configuration]:
-    """The results, those together that differ in nothing but the seed."""
+    """The results, grouped where they differ only in the seed."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(_identity(result), []).append(result)
@@ -177,14 +181,14 @@ def configurations(results: Sequence[Result]) -> list[Configuration]:
         details = [_detail(name, own[name]) for name in sorted(differing)]
         labels.append(", ".join([group[0].base, preset_name(group[0].settings), *details]))
     return [
-        # Where data, base model or scorer are others under the same name, the folder tells them apart.
+        # Where data, base model or scorer differ under the same name, the folder distinguishes them.
         Configuration(label if labels.count(label) == 1 else f"{label} ({group[0].name})", tuple(group))
         for label, group in zip(labels, groups.values(), strict=True)
     ]
 
 
 def preset_name(settings: Settings) -> str:
-    """The nearest preset, with what is changed of its adapter."""
+    """The nearest preset, with what differs from its adapter."""
     changed = {name: value for name, value in changed_options(settings).items() if name.startswith("--lora.")}
     return ", ".join([nearest_preset(settings), *(_detail(name, value) for name, value in changed.items())])
 
@@ -195,14 +199,14 @@ def _detail(option: str, value: Any) -> str:
 
 
 def _options(result: Result) -> dict[str, Any]:
-    """What decides its scores, but for base model, adapter and seed."""
+    """What decides its scores, except base model, adapter and seed."""
     options = as_options(result.settings, "model", "data", "train", "decode")
     without = WITHOUT_EFFECT | {"--train.seed", "--decode.batch-tokens", "--decode.num-return"}
     return {name: value for name, value in options.items() if name not in without}
 
 
 def _identity(result: Result) -> str:
-    """Equal for results that differ in nothing but the seed."""
+    """Equal for results that differ only in the seed."""
     scorer = {name: result.scores["signature"][name] for name in METRICS}
     data = {**result.config["data"], "test": result.decoding["test_data"], "base": result.decoding["base"]}
     return json.dumps([_options(result), to_json(result.settings.lora), data, scorer], sort_keys=True)

@@ -1,11 +1,11 @@
-"""The paper's four tables with runs beside its rows, what the runs cost, and what decoding settings do."""
+"""The paper's four tables with runs next to its rows, what the runs cost, and what decoding settings do."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_dist.config import PRESETS, LoraSettings, Settings
+from lora_dist.config import BASELINE, PRESETS, LoraSettings, Settings
 from lora_dist.files import read_json
 from lora_dist.metrics.suite import METRICS
 from lora_dist.report.published import PAPER, REPRODUCTIONS
@@ -17,19 +17,19 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, and what has to be said below them."""
+    """Cells as text, and notes below them."""
 
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     others: int = 0
-    """Of the rows at the top: not from these runs."""
+    """Rows at the top that are not from these runs."""
 
 
 def adapter_table(configurations: Sequence[Configuration]) -> Table:
     """Table 1: shape and initialisation of the adapters, the paper's first."""
-    columns = {f"{name.capitalize()}, paper": preset.lora for name, preset in PRESETS.items()}
+    columns = {preset.column: preset.settings.lora for preset in PRESETS.values()}
     columns |= {c.label: c.first.settings.lora for c in configurations}
     lines: dict[str, Callable[[LoraSettings], str]] = {
         "Rank": lambda lora: str(lora.rank),
@@ -39,11 +39,12 @@ def adapter_table(configurations: Sequence[Configuration]) -> Table:
         "Bias": lambda _: "none",
     }
     rows = [(name, *(cell(lora) for lora in columns.values())) for name, cell in lines.items()]
-    inits = [preset.lora.init.capitalize() for preset in PRESETS.values()]
+    inits = [preset.settings.lora.init.capitalize() for preset in PRESETS.values()]
     inits += [c.first.settings.lora.init.capitalize() if c.first.trained_here else UNKNOWN for c in configurations]
     rows.append(("Initialisation", *inits))
-    counts = ["0.15M on Small", "2.36M on Small", *(f"{c.first.trainable:,}" for c in configurations)]
-    return Table("Table 1: LoRA configurations", ("", *columns), (*rows, ("Trained numbers", *counts)))
+    counts = [preset.trainable for preset in PRESETS.values()]
+    counts += [f"{c.first.trainable:,}" for c in configurations]
+    return Table("Table 1: LoRA configurations", ("", *columns), (*rows, ("Trainable parameters", *counts)))
 
 
 def recipe_table(configurations: Sequence[Configuration]) -> Table:
@@ -52,7 +53,7 @@ def recipe_table(configurations: Sequence[Configuration]) -> Table:
         "Optimizer": lambda _: "AdamW",
         "Weight decay": lambda s: f"{s.train.weight_decay:g}",
         "Batch size": lambda s: s.train.global_batch_size,
-        "Epochs": lambda s: s.train.epochs if s.train.max_steps is None else f"{s.train.max_steps:,} updates",
+        "Epochs": lambda s: s.train.epochs if s.train.max_steps is None else f"{s.train.max_steps:,} steps",
         "Training examples": lambda s: "all" if s.data.limit_train is None else f"first {s.data.limit_train:,}",
         "Warm-up steps": lambda s: s.train.warmup_steps,
         "Learning-rate schedule": lambda _: "Linear",
@@ -70,14 +71,14 @@ def recipe_table(configurations: Sequence[Configuration]) -> Table:
         "Longest sentence, tokens": lambda s: s.decode.max_new_tokens,
         "Precision of decoding": lambda s: s.decode.precision,
     }
-    unsaid = ["Training examples", "GPT-2's own dropout", "References behind one MR", "Scope of that ban"]
-    unsaid += ["Early stopping", "Longest sentence, tokens", "Precision of decoding"]
+    unpublished = ["Training examples", "GPT-2's own dropout", "References behind one MR", "Scope of that ban"]
+    unpublished += ["Early stopping", "Longest sentence, tokens", "Precision of decoding"]
     rows = []
     for name, cell in {**training, **decoding}.items():
         cells = [
             str(cell(c.first.settings)) if c.first.trained_here or name in decoding else UNKNOWN for c in configurations
         ]
-        rows.append((name, "-" if name in unsaid else str(cell(PRESETS["baseline"])), *cells))
+        rows.append((name, "-" if name in unpublished else str(cell(BASELINE)), *cells))
     seeds = [", ".join(map(_seed, c.results)) for c in configurations]
     return Table(
         "Table 2: hyperparameters", ("", "Paper", *(c.label for c in configurations)), (*rows, ("Seeds", "-", *seeds))
@@ -85,7 +86,7 @@ def recipe_table(configurations: Sequence[Configuration]) -> Table:
 
 
 def score_table(configurations: Sequence[Configuration]) -> Table:
-    """Table 3: the five scores beside the paper's and others', with marks where a comparison would mislead."""
+    """Table 3: the five scores next to the paper's and others', with marks where a comparison would mislead."""
     rows = [(p.name + ", paper", p.trainable, "-", *map(_four, p.scores), "-") for p in PAPER]
     rows += [(p.name, p.trainable, "-", *map(_four, p.scores), "-") for p in REPRODUCTIONS]
     marks = Marks()
@@ -94,7 +95,7 @@ def score_table(configurations: Sequence[Configuration]) -> Table:
         scores = [_with_spread(*pair) for pair in zip(c.mean(), c.spread() or [None] * len(METRICS), strict=True)]
         rows.append((label, f"{c.first.trainable:,}", str(len(c.results)), *scores, _slot_errors(c.results)))
     notes = ["± is the standard deviation over the seeds"] if any(len(c.results) > 1 for c in configurations) else []
-    head = ("Model", "Trained numbers", "Seeds", *METRICS, "Slot errors")
+    head = ("Model", "Trainable params", "Seeds", *METRICS, "Slot errors")
     others = len(PAPER) + len(REPRODUCTIONS)
     return Table("Table 3: scores on the test set", head, tuple(rows), (*notes, *marks.notes()), others)
 
@@ -108,7 +109,7 @@ def improvement_table(configurations: Sequence[Configuration]) -> Table:
         others = [(f"{p.name}, paper", p.scores) for p in PAPER]
         others += [(o.label, o.mean()) for o in configurations if o is not c and o.first.base == c.first.base]
         for name, scores in others:
-            if not all(scores):  # a model that says nothing right scores 0, and nothing is so many per cent more
+            if not all(scores):  # a model that gets nothing right scores 0, which has no relative improvement
                 rows.append((label, name, *["-"] * (len(METRICS) + 1)))
                 continue
             relative = [(mine / theirs - 1) * 100 for mine, theirs in zip(c.mean(), scores, strict=True)]
@@ -124,10 +125,10 @@ def cost_table(configurations: Sequence[Configuration]) -> Table:
         if not c.first.trained_here:
             continue
         world = c.first.config["world"]
-        updates = [row for r in c.results for row in r.updates()]
-        memory = max((gib for row in updates for gib in row.get("peak_memory_gib", [])), default=None)
+        steps = [row for r in c.results for row in r.logged_steps()]
+        memory = max((gib for row in steps for gib in row.get("peak_memory_gib", [])), default=None)
         seconds = [s for r in c.results if (s := r.training_seconds) is not None]
-        examples = [updates[-1]["step"] * c.first.settings.train.global_batch_size / s for s in seconds]
+        examples = [steps[-1]["step"] * c.first.settings.train.global_batch_size / s for s in seconds]
         timings = [read_json(r.run.decode_timing, "no timing") for r in c.results if r.run.decode_timing.is_file()]
         rows.append(
             (
@@ -139,13 +140,13 @@ def cost_table(configurations: Sequence[Configuration]) -> Table:
                 _mean([t["seconds"] / t["sentences"] for t in timings], "{:.3f}"),
             )
         )
-    head = ("Model", "Trained on", "Training, minutes", "Examples/s", "Peak GiB a process", "Seconds a sentence")
-    notes = ("Training is the updates alone, without loading, dev sets and checkpoints",)
+    head = ("Model", "Trained on", "Training, minutes", "Examples/s", "Peak GiB per process", "Seconds per MR")
+    notes = ("Training is the steps only, without loading, dev sets and checkpoints",)
     return Table("Time and memory", head, tuple(rows), notes)
 
 
 def run_table(results: Sequence[Result]) -> Table:
-    """Each run on its own, with 95 % intervals over the test instances."""
+    """Each run by itself, with 95 % intervals over the test instances."""
     rows = []
     for r in results:
         intervals = r.scores.get("bootstrap", {})
@@ -159,7 +160,7 @@ def run_table(results: Sequence[Result]) -> Table:
 
 
 def decoding_table(results: Sequence[Result]) -> Table | None:
-    """Decoding settings on the same adapters; None where no adapter was decoded in two ways."""
+    """Decoding settings on the same adapters; None where no adapter was decoded twice."""
     by_settings: dict[str, dict[str, Result]] = {}
     for result in results:
         decode = result.settings.decode

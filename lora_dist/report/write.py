@@ -1,4 +1,4 @@
-"""The paper's tables with runs beside its rows, as Markdown and as one self-contained page."""
+"""The paper's tables with runs next to its rows, as Markdown and as one self-contained page."""
 
 from collections.abc import Sequence
 
@@ -18,19 +18,20 @@ from lora_dist.report.tables import (
     score_table,
 )
 from lora_dist.run_dir import RunDir
+from lora_dist.run_guard import require_folder
 
 TITLE = "LoRA on GPT-2: the E2E NLG Challenge"
 
 
 def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
-    """Write report.md, report.html and the plots for `runs` into `target`; return Table 3, and where the rest lies.
+    """Write report.md, report.html and the plots for `runs` into `target`; return Table 3, and where the rest is.
 
     Runs that have not been scored since they were decoded are scored first.
 
     Raises:
         UserError: if one is not the folder of a run, or has not been decoded, or `target` is a file.
     """
-    target.require_folder()
+    require_folder(target)
     results = load_results(runs)
     groups = configurations(trained(results))
     scores, decodings = score_table(groups), decoding_table(results)

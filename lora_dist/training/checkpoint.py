@@ -1,9 +1,10 @@
-"""Checkpoints: adapter, AdamW moments and position, whole and free of the strategy that wrote them.
+"""Checkpoints: adapter, AdamW's moments and the step, whole and independent of the strategy that wrote them.
 
-The order of the examples and the dropout are functions of (seed, update, rank), so the count of updates is the only
-position there is, and no random state has to be kept. Nothing here needs unpickling; no frozen weight is written.
+The order of the examples and the dropout are functions of (seed, step, rank), so the step is the only position there
+is, and no random state has to be kept. Nothing here needs unpickling; no frozen weight is written.
 """
 
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,15 @@ from safetensors.torch import load_file
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from lora_dist.config import LoraSettings, UserError
-from lora_dist.distributed.world import World, barrier
+from lora_dist.config import LoraSettings
+from lora_dist.distributed.collectives import barrier
+from lora_dist.distributed.world import World
+from lora_dist.errors import UserError
 from lora_dist.files import new_folder, read_json, write_json
-from lora_dist.model.base import BaseIdentity, load_adapter_state, save_adapter
-from lora_dist.run_dir import RunDir
-from lora_dist.training.strategy import Replica
+from lora_dist.model.adapter import load_adapter_state, save_adapter
+from lora_dist.model.base import BaseIdentity
+from lora_dist.run_dir import COMPLETE, RunDir
+from lora_dist.training.strategy import TrainingStrategy
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
@@ -27,54 +31,70 @@ STATE = "state.json"
 class Checkpoint:
     """A position in a training."""
 
-    updates: int
-    """Updates made so far."""
+    steps: int
+    """Optimizer steps made so far."""
     adapter: dict[str, Tensor]
     """A and B by PEFT's name."""
     moments: dict[str, Tensor]
     """AdamW's `NAME.exp_avg` and `NAME.exp_avg_sq`."""
 
 
-def save(
-    run: RunDir,
-    replica: Replica,
-    world: World,
-    updates: int,
-    recipe: dict[str, Any],
-    lora: LoraSettings,
-    base: BaseIdentity,
-    keep: int,
-) -> None:
-    """Write the checkpoint after `updates` updates, then delete all but the `keep` newest; all ranks call it."""
-    adapter, moments = replica.adapter(), replica.moments()
-    if world.is_main and updates not in run.steps():
-        with new_folder(run.checkpoint(updates), marker="COMPLETE") as folder:
-            save_adapter(folder, adapter, lora, base)
-            (folder / OPTIMIZER).write_bytes(tensors_to_bytes(moments))
-            write_json(folder / STATE, {"updates": updates, "recipe": recipe})
-        run.keep_newest(keep)
-    barrier(world)
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one training."""
 
+    run: RunDir
+    identity: dict[str, Any]
+    """What decides the result of the training; a checkpoint with another one is refused."""
+    lora: LoraSettings
+    base: BaseIdentity
+    keep: int
+    """Newest checkpoints to keep."""
 
-def load_newest(run: RunDir, recipe: dict[str, Any]) -> Checkpoint | None:
-    """The newest complete checkpoint, if there is one.
+    def save(self, steps: int, strategy: TrainingStrategy, world: World) -> None:
+        """Write the checkpoint after `steps` steps, then delete all but the newest. Collective: call on all ranks."""
+        adapter, moments = strategy.adapter(), strategy.moments()
+        if world.is_main and steps not in self.complete():
+            with new_folder(self.run.checkpoint(steps), marker=COMPLETE) as folder:
+                save_adapter(folder, adapter, self.lora, self.base)
+                (folder / OPTIMIZER).write_bytes(tensors_to_bytes(moments))
+                write_json(folder / STATE, {"steps": steps, "identity": self.identity})
+            self._delete_old()
+        barrier(world)
 
-    Raises:
-        UserError: if it was written with another recipe, or is damaged.
-    """
-    if not (steps := run.steps()):
-        return None
-    folder = run.checkpoint(steps[-1])
-    state = read_json(folder / STATE, f"the checkpoint {folder} is damaged, delete it to resume from an older one")
-    if state["recipe"] != recipe:
-        raise UserError(f"{run.root} was trained with other settings: {_difference(state['recipe'], recipe)}")
-    try:
-        moments = load_file(folder / OPTIMIZER)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"the checkpoint {folder} is damaged ({error}): delete it to resume from an older one"
-        ) from None
-    return Checkpoint(state["updates"], load_adapter_state(folder), moments)
+    def newest(self) -> Checkpoint | None:
+        """The newest complete checkpoint, if there is one.
+
+        Raises:
+            UserError: if it belongs to another training, or is damaged.
+        """
+        if not (complete := self.complete()):
+            return None
+        folder = self.run.checkpoint(complete[-1])
+        state = read_json(folder / STATE, f"the checkpoint {folder} is damaged, delete it to resume from an older one")
+        if "identity" not in state:  # before 2026-11-26
+            state = {"steps": state["updates"], "identity": state["recipe"]}
+        if state["identity"] != self.identity:
+            difference = _difference(state["identity"], self.identity)
+            raise UserError(f"{self.run.root} was trained with other settings: {difference}")
+        try:
+            moments = load_file(folder / OPTIMIZER)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"the checkpoint {folder} is damaged ({error}): delete it to resume from an older one"
+            ) from None
+        return Checkpoint(state["steps"], load_adapter_state(folder), moments)
+
+    def complete(self) -> list[int]:
+        """Steps after which a complete checkpoint was written, oldest first."""
+        markers = self.run.checkpoints.glob(f"step-*/{COMPLETE}")
+        return sorted(int(marker.parent.name.removeprefix("step-")) for marker in markers)
+
+    def _delete_old(self) -> None:
+        for steps in self.complete()[: -self.keep]:
+            folder = self.run.checkpoint(steps)
+            (folder / COMPLETE).unlink()  # first, so that a half-deleted checkpoint is never taken for a complete one
+            shutil.rmtree(folder)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The trained objective: label-smoothed cross-entropy on the reference tokens, with logits nowhere else.
+"""The training loss: label-smoothed cross-entropy on the reference tokens, with logits nowhere else.
 
 The vocabulary is the widest dimension of the model by far, so its gradient is computed along with the loss, in one
 buffer of (labels, vocabulary) that lives no longer than the forward pass; what is kept for backward is (labels, width).
@@ -11,93 +11,109 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import GPT2LMHeadModel
 
-from lora_dist.model.gpt2 import causal_attention, inverse, run_body, select, spread, visible_to_sharers
-from lora_dist.model.kernels.cpu import pack, pack_layers, product
+from lora_dist.model.gpt2 import causal_attention, inverse_index, pad_rows, run_body, take_rows, visible_in_segments
+from lora_dist.model.kernels.common import PlainProjection, Projection
+from lora_dist.model.kernels.select import Kernels
 
 MAX_LOGITS = 2**26
 """Logits held at a time (256 MiB in fp32): longer batches go in chunks."""
-
-CACHED_LOGITS = 2**18
-"""Logits a CPU exponentiates at a time (1 MiB in fp32)."""
 
 
 class ReferenceLoss(nn.Module):
     """GPT-2 with a head that returns the loss on the labelled positions."""
 
     def __init__(
-        self, gpt2: GPT2LMHeadModel, label_smoothing: float, recompute: bool = False, packed: bool = False
+        self,
+        gpt2: GPT2LMHeadModel,
+        kernels: Kernels,
+        label_smoothing: float,
+        *,
+        gradient_checkpointing: bool = False,
+        partitioned: bool = False,
     ) -> None:
-        """Take a GPT-2 with its adapter, and its weights if they are to be packed.
+        """Take a GPT-2 with its adapter.
 
         Args:
-            gpt2: is changed if `packed`: it then serves this loss alone.
+            gpt2: serves only this loss afterwards: its frozen layers are laid out for it.
+            kernels: of the device where it will compute.
             label_smoothing: e of `_CrossEntropy`.
-            recompute: see `gpt2.run_body`.
-            packed: hold the frozen weights as `packed.py` does.
+            gradient_checkpointing: see `gpt2.run_body`.
+            partitioned: whether ZeRO-3 will partition the weights, which then have to stay plain parameters.
         """
         super().__init__()
-        self.recompute = recompute
-        if packed:
-            pack_layers(gpt2, differentiable=True)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.kernels = kernels
+        weight = gpt2.lm_head.weight
+        assert not weight.requires_grad, "the gradient of the output projection is not computed"
+        if partitioned:
+            projection: Projection = PlainProjection(weight)
+        else:
+            self.kernels.freeze_layers(gpt2, differentiable=True)
+            projection = self.kernels.projection(weight, differentiable=True)
         self.body = gpt2.transformer
-        self.head = LossHead(gpt2.lm_head.weight, label_smoothing, packed)
+        self.head = LossHead(weight, projection, label_smoothing, self.kernels)
 
     def forward(
         self,
+        *,
         tokens: Tensor,
         positions: Tensor,
-        slots: Tensor,
-        wanted: Tensor,
+        pad_index: Tensor,
+        loss_index: Tensor,
         labels: Tensor,
-        sharers: Tensor | None,
+        segments: Tensor | None,
         rows: int,
         length: int,
     ) -> Tensor:
         """Sums over the labels, in nats: the smoothed cross-entropy that is trained, and the plain one: (2,) fp32.
 
-        The arguments are the fields of `batches.Batch`.
+        The arguments are the fields of `collate.Batch`.
         """
         attention = self.body.h[0].attn
         dropout = attention.attn_dropout.p if self.training else 0.0
-
-        visible = None if sharers is None else visible_to_sharers(sharers)
-        back = inverse(slots, rows * length)
+        visible = None if segments is None else visible_in_segments(segments)
+        inverse = inverse_index(pad_index, rows * length)
 
         def attend(_: int, fused: Tensor) -> Tensor:
-            padded = spread(fused, slots, back).view(rows, length, -1)
-            return select(causal_attention(padded, attention.num_heads, dropout, visible).flatten(0, 1), slots, back)
+            padded = pad_rows(fused, pad_index, inverse).view(rows, length, -1)
+            mixed = causal_attention(self.kernels, padded, attention.num_heads, dropout, visible)
+            return take_rows(mixed.flatten(0, 1), pad_index, inverse)
 
-        recompute = self.recompute and torch.is_grad_enabled()
-        sums: Tensor = self.head(run_body(self.body, tokens, positions, attend, wanted, recompute), labels)
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
+        hidden = run_body(self.body, tokens, positions, attend, loss_index, gradient_checkpointing=again)
+        sums: Tensor = self.head(hidden, labels)
         return sums
 
 
 class LossHead(nn.Module):
     """The frozen output projection and the cross-entropy in one.
 
-    A module of its own, so that ZeRO-3 brings the weight together for its forward; backward does not need it again.
+    A module of its own, so that ZeRO-3 gathers the weight for its forward; backward does not need it again.
     """
 
     mean_row: Tensor
 
-    def __init__(self, weight: nn.Parameter, label_smoothing: float, packed: bool = False) -> None:
-        """Take the output projection `weight` (vocabulary, width), which may be tied to the embedding.
+    def __init__(self, weight: nn.Parameter, projection: Projection, label_smoothing: float, kernels: Kernels) -> None:
+        """Take the output projection.
 
-        With `packed`, products are made with copies of it, as an embedding has to stay as it is.
+        Args:
+            weight: (vocabulary, width); it may be tied to the embedding.
+            projection: products with it.
+            label_smoothing: e of `_CrossEntropy`.
+            kernels: of the device.
         """
         super().__init__()
-        assert not weight.requires_grad, "the gradient of the output projection is not computed"
         self.weight = weight
         self.label_smoothing = label_smoothing
-        self._packed = (pack(weight), pack(weight.t())) if packed else None
+        self._projection, self._kernels = projection, kernels
         self.register_buffer("mean_row", weight.detach().float().mean(0), persistent=False)
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Smoothed and plain cross-entropy, summed over labels (labels,): (2,) fp32.
 
-        Hidden (wanted, width) may have more rows than there are labels; those come last and count for nothing.
+        Hidden (outputs, width) may have more rows than there are labels; those come last and count for nothing.
         """
-        inputs = (hidden, self.weight, self._packed, self.mean_row, labels, self.label_smoothing)
+        inputs = (hidden, self.weight, self._projection, self._kernels, self.mean_row, labels, self.label_smoothing)
         sums: Tensor = _CrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
         return sums
 
@@ -114,7 +130,8 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        packed: tuple[Tensor, Tensor] | None,
+        projection: Projection,
+        kernels: Kernels,
         mean_row: Tensor,
         labels: Tensor,
         label_smoothing: float,
@@ -124,17 +141,15 @@ class _CrossEntropy(torch.autograd.Function):
         step = max(1, MAX_LOGITS // weight.shape[0])
         for start in range(0, len(labels), step):
             target = labels[start : start + step]
-            rows = hidden[start : start + step]
-            logits = rows @ weight.t() if packed is None else product(rows, packed[0])
-            wanted = logits[: len(target)].gather(-1, target[:, None]).float()
-            largest, total = _exponentiate(logits[: len(target)])
-            normaliser = largest + total.log()
-            plain = (normaliser - wanted).sum()
+            logits = projection.logits(hidden[start : start + step])
+            at_label = logits[: len(target)].gather(-1, target[:, None]).float()
+            maximum, total = kernels.exponentiate(logits[: len(target)])
+            normaliser = maximum + total.log()
+            plain = (normaliser - at_label).sum()
             uniform = normaliser.sum() - (hidden[start : start + len(target)].float() @ mean_row).sum()
             sums += torch.stack([(1 - label_smoothing) * plain + label_smoothing * uniform, plain])
             if gradient is not None:
-                pulled = logits @ weight if packed is None else product(logits, packed[1])
-                pulled = pulled[: len(target)].float() / total
+                pulled = projection.gradient(logits)[: len(target)].float() / total
                 pulled -= (1 - label_smoothing) * weight[target].float() + label_smoothing * mean_row
                 gradient[start : start + len(target)] = pulled
         ctx.save_for_backward(gradient)
@@ -142,22 +157,6 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_sums[0].to(gradient.dtype), None, None, None, None, None
-
-
-def _exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Make logits (labels, vocabulary) exp(logit - largest) in place; each row's largest and sum: (labels, 1) fp32.
-
-    On a CPU a few rows at a time, as it takes longer to get a fresh buffer for all in fp32 than to compute them.
-    """
-    at_once = max(1, CACHED_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    largest, total = logits.new_empty(2, len(logits), 1, dtype=torch.float32)
-    for start in range(0, len(logits), at_once):
-        part = slice(start, start + at_once)
-        powers = logits[part].float()
-        torch.amax(powers, -1, keepdim=True, out=largest[part])
-        total[part] = powers.sub_(largest[part]).exp_().sum(-1, keepdim=True)
-        logits[part] = powers
-    return largest, total
+        return gradient * grad_sums[0].to(gradient.dtype), *[None] * 6

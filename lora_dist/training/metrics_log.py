@@ -1,90 +1,93 @@
-"""What a training says while it runs: metrics.jsonl, the progress bar, and the optional tracker, on rank 0 alone."""
+"""What a training reports while it runs: metrics.jsonl, the progress bar, and the optional tracker, from rank 0."""
 
 import json
 import math
 import sys
 import time
-from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
+from lora_dist.distributed.collectives import on_main, sum_over_ranks
 from lora_dist.distributed.device import peak_memory
-from lora_dist.distributed.world import World, on_main, sum_over_ranks
+from lora_dist.distributed.world import World
 from lora_dist.files import write_jsonl
 from lora_dist.run_dir import RunDir
+from lora_dist.training.step import StepResult
 
 
-@dataclass(frozen=True)
-class Update:
-    """What one update counted."""
-
-    sums: Tensor
-    """This rank's sums of the smoothed and of the plain cross-entropy, in nats: (2,)."""
-    samples: int
-    """See `batches.checksum`: of the examples that this rank computed."""
-    labels: int
-    """Labels of the global batch."""
-    tokens: int
-    """Tokens of the global batch."""
-    examples: int
-    """Examples of the global batch."""
-
-
-class TrainingLog:
-    """Collects sums over updates and turns them into means per token, over all ranks, when a line is due."""
+class MetricsLog:
+    """Collects sums over steps and turns them into means per token, over all ranks; a context manager."""
 
     def __init__(self, run: RunDir, world: World, tracker_settings: dict[str, Any], done: int, total: int) -> None:
-        """Open the log after `done` of `total` updates; lines of later updates, from before a kill, are dropped."""
-        self._world = world
-        self._run = run
+        """Prepare the log after `done` of `total` steps.
+
+        Args:
+            run: whose metrics.jsonl is written.
+            world: the ranks.
+            tracker_settings: what the tracker shows as the run's settings.
+            done: steps of the checkpoint that the training resumes from.
+            total: steps of the whole training.
+        """
+        self._world, self._run = world, run
+        self._tracker_settings, self._done, self._total = tracker_settings, done, total
+        self.evaluated: set[int] = set()
+        """Steps after which the dev losses are in the log."""
+        self._results: list[StepResult] = []
+        self._interval_start = 0.0
+
+    def __enter__(self) -> "MetricsLog":
+        """Drop lines of later steps, from before a kill, and show the progress bar. Collective: call on all ranks."""
+        self.evaluated = on_main(self._world, self._drop_rows_after_done)
+        plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self._tracker_settings.items()}
+        self._world.accelerator.init_trackers("lora_dist", config=plain)  # TensorBoard takes no lists and no None
         self._bar = tqdm(
-            total=total,
-            initial=done,
+            total=self._total,
+            initial=self._done,
             desc="train",
-            unit="update",
-            disable=not world.is_main,
+            unit="step",
+            disable=not self._world.is_main,
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 15,
         )
-        self.evaluated: set[int] = on_main(world, lambda: self._drop_rows_after(done))
-        """Updates after which the dev losses are in the log."""
-        plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in tracker_settings.items()}
-        world.accelerator.init_trackers("lora_dist", config=plain)  # TensorBoard takes no lists and no None
-        self._updates: list[Update] = []
-        self._interval_start = time.perf_counter()
+        self._start_interval()
+        return self
 
-    def _drop_rows_after(self, done: int) -> set[int]:
-        """Rewrite metrics.jsonl; the updates whose dev losses stay in it."""
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self._bar.close()
+
+    def _drop_rows_after_done(self) -> set[int]:
+        """Rewrite metrics.jsonl; the steps whose dev losses stay in it."""
         old = self._run.metrics.read_text(encoding="utf-8").splitlines() if self._run.metrics.exists() else []
-        rows = [row for row in (json.loads(line) for line in old if line.endswith("}")) if row["step"] <= done]
+        rows = [row for row in (json.loads(line) for line in old if line.endswith("}")) if row["step"] <= self._done]
         write_jsonl(self._run.metrics, rows)
         return {row["step"] for row in rows if "dev_loss" in row}
 
     @property
     def pending(self) -> bool:
-        """Whether there are updates since the last line."""
-        return bool(self._updates)
+        """Whether there are steps since the last line."""
+        return bool(self._results)
 
-    def add(self, update: Update) -> None:
-        """Count one update."""
-        self._updates.append(update)
+    def add(self, result: StepResult) -> None:
+        """Count one step."""
+        self._results.append(result)
         self._bar.update()
 
     def write(self, step: int, epoch: float, learning_rate: float) -> None:
-        """Log the mean loss since the last line; every rank has to call it.
+        """Log the mean loss since the last line. Collective: call on all ranks.
 
         Raises:
             FloatingPointError: on every rank, if the loss is not finite.
         """
-        labels, tokens, examples = (sum(getattr(u, k) for u in self._updates) for k in ("labels", "tokens", "examples"))
+        results = self._results
+        labels, tokens, examples = (sum(getattr(r, k) for r in results) for k in ("labels", "tokens", "examples"))
         loss, samples, memory = self._over_ranks()
         loss /= labels
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {loss} at update {step}: lower --train.learning-rate or set --train.max-grad-norm"
+                f"the loss is {loss} at step {step}: lower --train.learning-rate or set --train.max-grad-norm"
             )
         seconds = time.perf_counter() - self._interval_start
         examples_per_second = examples / seconds
@@ -108,17 +111,17 @@ class TrainingLog:
         here = self._world
         memory = torch.zeros(here.size, dtype=torch.float64)
         memory[here.rank] = peak_memory(here.device) / 2**30
-        loss = torch.stack([update.sums[0].double() for update in self._updates]).sum()
-        samples = sum(update.samples for update in self._updates)
+        loss = torch.stack([result.sums[0].double() for result in self._results]).sum()
+        samples = sum(result.samples for result in self._results)
         parts = loss[None], torch.tensor([samples], dtype=torch.float64), memory
         summed = sum_over_ranks(here, torch.cat([part.to(here.device) for part in parts])).tolist()
         return summed[0], int(summed[1]), [round(gib, 3) for gib in summed[2:]]
 
     def write_dev(self, step: int, epoch: float, dev_loss: float, dev_nll: float) -> None:
-        """Log the losses on the dev set, in nats a token: the trained objective, and without label smoothing."""
+        """Log the losses on the dev set, in nats per token: the training loss, and without label smoothing."""
         if self._world.is_main:
             self._bar.write(
-                f"dev loss {dev_loss:.4f}, perplexity {math.exp(dev_nll):.3f} after {step} updates", sys.stderr
+                f"dev loss {dev_loss:.4f}, perplexity {math.exp(dev_nll):.3f} after {step} steps", sys.stderr
             )
         self._write_row(
             {
@@ -131,13 +134,9 @@ class TrainingLog:
         )
         self._start_interval()
 
-    def close(self) -> None:
-        """End the progress bar."""
-        self._bar.close()
-
     def _start_interval(self) -> None:
-        """Begin a new mean; time spent on dev sets and checkpoints counts for none."""
-        self._updates = []
+        """Start a new mean; time spent on dev sets and checkpoints does not count."""
+        self._results = []
         self._interval_start = time.perf_counter()
 
     def _write_row(self, row: dict[str, Any]) -> None:

@@ -1,105 +1,122 @@
-"""One update of a training: its examples, their loss and gradient, the step of AdamW; and the losses on the dev set.
+"""One optimizer step of a training: its examples, their loss and gradient, AdamW; and the losses on the dev set.
 
-The loss of an update is the sum over all reference tokens of its global batch divided by their number. Both are
+The loss of a step is the sum over all reference tokens of its global batch divided by their number. Both are
 independent of how many ranks and accumulation steps share the batch, so these change the speed and not the result.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
-from transformers import GPT2LMHeadModel
 
 from lora_dist.config import TrainSettings
-from lora_dist.data.collate import TokenizedExamples, collate, no_examples
+from lora_dist.data.collate import collate
 from lora_dist.data.sampler import (
     DEV_BATCH_SIZE,
     Indices,
     checksum,
     dev_batches,
-    epoch_order,
     global_batch,
-    rank_share,
-    shared_order,
-    shared_rank_share,
+    grouped_micro_batches,
+    micro_batches,
+    training_order,
 )
-from lora_dist.distributed.world import World, sum_over_ranks
-from lora_dist.model import lora
-from lora_dist.model.kernels.cpu import can_pack
-from lora_dist.training.checkpoint import Checkpoint
-from lora_dist.training.loss import ReferenceLoss
-from lora_dist.training.metrics_log import Update
-from lora_dist.training.strategy import Replica
+from lora_dist.data.tokens import TokenizedExamples
+from lora_dist.distributed.collectives import sum_over_ranks
+from lora_dist.distributed.world import World
+from lora_dist.model.kernels.select import kernels_for
+from lora_dist.training.strategy import TrainingStrategy
 
 
-def replicate(
-    gpt2: GPT2LMHeadModel, recipe: TrainSettings, saved: Checkpoint | None, pad_id: int, world: World
-) -> Replica:
-    """Loss and AdamW, wrapped for the strategy, at the start of the training or at a checkpoint."""
-    if saved is not None:
-        lora.load(gpt2, saved.adapter)
-    parameters = lora.parameters(gpt2)
-    fused = world.device.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=recipe.weight_decay, fused=fused)
-    # ZeRO-3 holds the weights in parts.
-    packed = can_pack(world.device, gpt2.dtype) and world.strategy != "zero3"
-    module = ReferenceLoss(gpt2, recipe.label_smoothing, recipe.gradient_checkpointing, packed)
-    micro_batch_size = recipe.micro_batch_size(world.size)
-    replica = Replica(world, module, parameters, optimizer, micro_batch_size, recipe.max_grad_norm)
-    if saved is not None:
-        replica.load_moments(saved.moments, saved.updates, no_examples(pad_id).to(world.device).inputs())
-    return replica
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step computed."""
+
+    sums: Tensor
+    """This rank's sums of the smoothed and of the plain cross-entropy, in nats: (2,)."""
+    samples: int
+    """See `sampler.checksum`: of the examples that this rank computed."""
+    labels: int
+    """Labels of the global batch."""
+    tokens: int
+    """Tokens of the global batch."""
+    examples: int
+    """Examples of the global batch."""
 
 
-def make_update(
-    replica: Replica,
-    examples: TokenizedExamples,
-    recipe: TrainSettings,
-    update: int,
-    total: int,
-    pad_id: int,
-    world: World,
-) -> Update:
-    """Update number `update` (from 0) of `total`, and what it counted."""
-    epoch, position = divmod(update, recipe.updates_per_epoch(len(examples)))
-    ids = global_batch(training_order(examples, recipe, epoch), position, recipe.global_batch_size)
-    share = recipe.refs_per_mr > 1
-    if share:
-        micro_batches = shared_rank_share(ids, examples.mrs, world.rank, world.size, recipe.accumulation_steps)
-    else:
-        micro_batches = rank_share(ids, examples.work, world.rank, world.size, recipe.accumulation_steps)
-    labels = int(examples.label_counts[ids].sum())
-    # Dropout is seeded anew for each update, so that a resumed run needs no saved random state.
-    seeds = np.random.SeedSequence([recipe.seed, update, world.rank])
-    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-    sums = torch.zeros(2, device=world.device)
-    for k, part in enumerate(micro_batches):
-        batch = collate(examples, part, pad_id, share).to(world.device)
-        last = k == len(micro_batches) - 1
-        sums += replica.train(*batch.inputs(), scale=world.size / labels, last=last)
-    replica.step(recipe.learning_rate_at(update, total))
-    samples = sum(checksum(part) for part in micro_batches)
-    return Update(sums, samples, labels, int(examples.lengths[ids].sum()), len(ids))
+class OptimizerStep:
+    """The optimizer steps of a training, to be called by number."""
 
+    def __init__(
+        self, strategy: TrainingStrategy, examples: TokenizedExamples, cfg: TrainSettings, pad_id: int, world: World
+    ) -> None:
+        """Take what stays the same from step to step.
 
-@lru_cache(maxsize=1)
-def training_order(examples: TokenizedExamples, recipe: TrainSettings, epoch: int) -> Indices:
-    """The order of the examples in an epoch: (examples,)."""
-    return shared_order(epoch_order(len(examples), recipe.seed, epoch), examples.mrs, recipe.refs_per_mr)
+        Args:
+            strategy: the wrapped module and AdamW.
+            examples: the training set.
+            cfg: hyperparameters.
+            pad_id: token id of the padding.
+            world: the ranks.
+        """
+        self._strategy, self._examples, self._cfg, self._world = strategy, examples, cfg, world
+        self._pad_id, self._multiple = pad_id, kernels_for(world.device).SHAPE_STEP
+        self._total = cfg.total_steps(len(examples))
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __call__(self, number: int) -> StepResult:
+        """Make step `number` (from 0)."""
+        cfg, examples, world = self._cfg, self._examples, self._world
+        epoch, position = divmod(number, cfg.steps_per_epoch(len(examples)))
+        ids = global_batch(self._order_of(epoch), position, cfg.global_batch_size)
+        share_mrs = cfg.refs_per_mr > 1
+        divide, by = (grouped_micro_batches, examples.mrs) if share_mrs else (micro_batches, examples.work)
+        parts = divide(ids, by, world.rank, world.size, cfg.accumulation_steps)
+        labels = int(examples.label_counts[ids].sum())
+        # Dropout is seeded for each step, so that a resumed run needs no saved random state.
+        seeds = np.random.SeedSequence([cfg.seed, number, world.rank])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        sums = torch.zeros(2, device=world.device)
+        for part in parts:
+            batch = collate(examples, part, self._pad_id, self._multiple, share_mrs=share_mrs).to(world.device)
+            sums += self._strategy.backward(batch, scale=world.size / labels, last=part is parts[-1])
+        self._strategy.step(cfg.learning_rate_at(number, self._total))
+        samples = sum(checksum(part) for part in parts)
+        return StepResult(sums, samples, labels, int(examples.lengths[ids].sum()), len(ids))
+
+    def _order_of(self, epoch: int) -> Indices:
+        if epoch != self._epoch:
+            cfg = self._cfg
+            self._epoch = epoch
+            self._order = training_order(self._examples.mrs, cfg.seed, epoch, cfg.refs_per_mr)
+        return self._order
 
 
 def dev_losses(
-    replica: Replica, examples: TokenizedExamples, pad_id: int, world: World, end_if_asked: Callable[[], None]
+    strategy: TrainingStrategy,
+    examples: TokenizedExamples,
+    pad_id: int,
+    world: World,
+    before_batch: Callable[[], None],
 ) -> tuple[float, float]:
-    """Mean loss and mean plain cross-entropy over all labels of the dev set, in nats a token."""
+    """Mean loss and mean plain cross-entropy over all labels, in nats per token. Collective: call on all ranks.
+
+    Args:
+        strategy: the wrapped module.
+        examples: the dev set.
+        pad_id: token id of the padding.
+        world: the ranks.
+        before_batch: is called before each batch; it may raise to end the evaluation.
+    """
     batches = dev_batches(examples.lengths, DEV_BATCH_SIZE, world.size)[world.rank :: world.size]
+    multiple = kernels_for(world.device).SHAPE_STEP
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
-    for share in tqdm(batches, desc="dev", unit="batch", leave=False, disable=not world.is_main, mininterval=5):
-        world.watchdog.note("the dev set")
-        end_if_asked()
-        batch = collate(examples, share, pad_id).to(world.device)
-        sums += replica.evaluate(*batch.inputs())
+    for indices in tqdm(batches, desc="dev", unit="batch", leave=False, disable=not world.is_main, mininterval=5):
+        world.watchdog.progress("the dev set")
+        before_batch()
+        sums += strategy.evaluate(collate(examples, indices, pad_id, multiple).to(world.device))
     loss, plain = (sum_over_ranks(world, sums) / int(examples.label_counts.sum())).tolist()
     return loss, plain

@@ -1,121 +1,192 @@
 """The training loop: from the corpus and a frozen GPT-2 to `RUN/adapter`, with checkpoints on the way."""
 
+import logging
 import os
 import random
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import GPT2LMHeadModel
 
-from lora_dist.config import DataSettings, Precision, Settings
-from lora_dist.config_io import WITHOUT_EFFECT, as_options
-from lora_dist.data.collate import TokenizedExamples
-from lora_dist.data.e2e import fingerprint, load_split
-from lora_dist.data.token_cache import tokenize_cached
+from lora_dist.config import Precision, Settings
+from lora_dist.config_io import WITHOUT_EFFECT, as_options, versions, write_config
+from lora_dist.data.collate import no_examples
+from lora_dist.data.token_cache import load_corpus
+from lora_dist.distributed.collectives import barrier, first_on_node, on_main, received_signal
 from lora_dist.distributed.consistency import require_agreement, require_shared
-from lora_dist.distributed.signals import Interrupted, heed_signals
-from lora_dist.distributed.world import World, barrier, first_on_node, on_main, stop_asked
+from lora_dist.distributed.signals import StopRequest, graceful_shutdown
+from lora_dist.distributed.world import World
+from lora_dist.errors import Interrupted
 from lora_dist.files import new_folder
-from lora_dist.model.base import (
-    DTYPES,
-    BaseIdentity,
-    identify,
-    inject,
-    load_base,
-    load_tokenizer,
-    save_adapter,
-    trainable_count,
-)
-from lora_dist.run_dir import RunDir, versions, write_config
-from lora_dist.training import checkpoint
-from lora_dist.training.metrics_log import TrainingLog
-from lora_dist.training.profiler import profile_updates
-from lora_dist.training.step import dev_losses, make_update, replicate
+from lora_dist.model import lora
+from lora_dist.model.adapter import save_adapter
+from lora_dist.model.base import DTYPES, identify, load_base, load_tokenizer
+from lora_dist.model.kernels.select import kernels_for
+from lora_dist.run_dir import RunDir
+from lora_dist.run_guard import prepare_output
+from lora_dist.training.checkpoint import Checkpoint, Checkpoints
+from lora_dist.training.loss import ReferenceLoss
+from lora_dist.training.metrics_log import MetricsLog
+from lora_dist.training.profiler import profile_steps
+from lora_dist.training.step import OptimizerStep, dev_losses
+from lora_dist.training.strategy import TrainingStrategy
+
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TokenizedData:
-    """The two splits that training reads."""
+class Trainer:
+    """One training, from its newest complete checkpoint or from the start."""
 
-    train: TokenizedExamples
-    dev: TokenizedExamples
-    fingerprints: dict[str, str]
-    """SHA-256 of each split's text."""
+    def __init__(self, settings: Settings, run: RunDir, world: World, *, overwrite: bool = False) -> None:
+        """Load what the training needs, write config.json and wrap the model. Collective: call on all ranks.
 
+        Args:
+            settings: of the run.
+            run: where it is written.
+            world: the ranks.
+            overwrite: delete the run that is there.
 
-def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = False) -> None:
-    """Train from the newest complete checkpoint, or from the start, and write config.json and the adapter.
+        Raises:
+            UserError: on every rank, for settings, data or a model that cannot be trained.
+        """
+        self.settings, self.run_dir, self.world = settings, run, world
+        cfg = settings.train
+        cfg.micro_batch_size(world.size)  # refuses before anything is loaded
+        kernels_for(world.device).set_up_process()
+        seed_everything(cfg.seed, cfg.deterministic)
+        gpt2, tokenizer = first_on_node(world, lambda: load_model(settings, world.precision))
+        self.data = first_on_node(world, lambda: load_corpus(settings.data, tokenizer, gpt2.config.n_positions))
+        self.base = identify(gpt2, tokenizer, settings.model.name)
+        self.pad_id: int = tokenizer.eos_token_id
+        self.total_steps = cfg.total_steps(len(self.data.train))
+        self.steps_per_epoch = cfg.steps_per_epoch(len(self.data.train))
+        require_agreement(world, self._must_agree())
+        require_shared(world, run.root)
+        on_main(world, lambda: prepare_output(run, overwrite=overwrite))
+        identity = self._identity()
+        self.checkpoints = Checkpoints(run, identity, settings.lora, self.base, cfg.keep_checkpoints)
+        saved = self.checkpoints.newest()
+        self.done = 0 if saved is None else saved.steps
+        self._announce(lora.trainable_count(gpt2))
+        self.strategy = self._wrap(gpt2, saved)
+        self.step = OptimizerStep(self.strategy, self.data.train, cfg, self.pad_id, world)
+        self.log = MetricsLog(run, world, identity, self.done, self.total_steps)
 
-    Raises:
-        UserError: for settings, data or a model that cannot be trained.
-        FloatingPointError: on every rank, when the loss is no longer finite.
-        Interrupted: on every rank, after a checkpoint, when a signal asked one of them to end.
-    """
-    recipe = settings.train
-    recipe.micro_batch_size(world.size)  # refuses before anything is loaded
-    seed_everything(recipe.seed, recipe.deterministic)
-    gpt2, tokenizer = first_on_node(world, lambda: load_model(settings, world.precision))
-    data = first_on_node(world, lambda: load_data(settings.data, tokenizer, gpt2.config.n_positions))
-    base, count = identify(gpt2, tokenizer, settings.model.name), trainable_count(gpt2)
-    total, updates_per_epoch = recipe.total_updates(len(data.train)), recipe.updates_per_epoch(len(data.train))
-    identity = _identity(settings, base, data)
-    _require_agreement(settings, base, data, world)
-    require_shared(world, run.root)
-    on_main(world, lambda: run.prepare(overwrite=overwrite))
-    saved = checkpoint.load_newest(run, identity)
-    done = 0 if saved is None else saved.updates
-    if world.is_main:
-        print(
-            f"{count:,} trainable numbers, {len(data.train):,} examples, {total:,} updates of "
-            f"{recipe.global_batch_size} examples on {world.size} x {world.device.type} ({world.strategy}, "
-            f"{world.precision})" + (f", going on after update {done:,}" if done else ""),
-            flush=True,
+    def run(self) -> None:
+        """Make the steps that are left and write the adapter. Collective: call on all ranks.
+
+        Raises:
+            FloatingPointError: on every rank, when the loss is no longer finite.
+            Interrupted: on every rank, after a checkpoint, when one of them received a signal to end.
+        """
+        cfg, watchdog = self.settings.train, self.world.watchdog
+        with (
+            graceful_shutdown() as request,
+            profile_steps(self.run_dir, self.world, enabled=cfg.profile) as end_of_step,
+            self.log,
+        ):
+            self.evaluate(self.done, request)  # what an end in the middle of it left to do
+            for number in range(self.done, self.total_steps):
+                steps = number + 1
+                watchdog.progress(f"step {steps} of {self.total_steps}")
+                self.log.add(self.step(number))
+                end_of_step()
+                save_now = steps % cfg.checkpoint_steps == 0 or steps == self.total_steps
+                if steps % cfg.log_steps == 0 or steps % self.steps_per_epoch == 0 or save_now:
+                    self._log_loss(steps)
+                if save_now:
+                    self.save(steps)
+                self._end_if_asked(steps, request)
+                self.evaluate(steps, request)
+        self._save_adapter()
+
+    def evaluate(self, steps: int, request: StopRequest) -> None:
+        """Log the dev losses if an epoch or the training ends after `steps` steps. Collective: call on all ranks.
+
+        Raises:
+            Interrupted: on every rank, after a checkpoint, when one of them received a signal to end.
+        """
+        ends = steps and (steps % self.steps_per_epoch == 0 or steps == self.total_steps)
+        if ends and steps not in self.log.evaluated:
+            losses = dev_losses(
+                self.strategy, self.data.dev, self.pad_id, self.world, lambda: self._end_if_asked(steps, request)
+            )
+            self.log.write_dev(steps, steps / self.steps_per_epoch, *losses)
+
+    def save(self, steps: int) -> None:
+        """Write the checkpoint after `steps` steps. Collective: call on all ranks."""
+        self.checkpoints.save(steps, self.strategy, self.world)
+
+    def _log_loss(self, steps: int) -> None:
+        rate = self.settings.train.learning_rate_at(steps - 1, self.total_steps)
+        self.log.write(steps, steps / self.steps_per_epoch, rate)
+
+    def _end_if_asked(self, steps: int, request: StopRequest) -> None:
+        if (name := received_signal(self.world, request)) is not None:
+            if self.log.pending:
+                self._log_loss(steps)
+            self.save(steps)
+            raise Interrupted(f"{name} ended the training after step {steps} of {self.total_steps}: add --resume")
+
+    def _save_adapter(self) -> None:
+        adapter = self.strategy.adapter()
+        if self.world.is_main:
+            with new_folder(self.run_dir.adapter) as folder:
+                save_adapter(folder, adapter, self.settings.lora, self.base)
+        barrier(self.world)
+
+    def _wrap(self, gpt2: GPT2LMHeadModel, saved: Checkpoint | None) -> TrainingStrategy:
+        """Loss and AdamW, wrapped for the strategy, at the start of the training or at a checkpoint."""
+        cfg, world = self.settings.train, self.world
+        if saved is not None:
+            lora.load(gpt2, saved.adapter)
+        parameters = lora.parameters(gpt2)
+        module = ReferenceLoss(
+            gpt2,
+            kernels_for(world.device),
+            cfg.label_smoothing,
+            gradient_checkpointing=cfg.gradient_checkpointing,
+            partitioned=world.zero_stage == 3,
         )
-        write_config(run, settings, world.describe(), data.fingerprints, {"trainable": count, "updates": total})
-    pad_id = tokenizer.eos_token_id
-    replica = replicate(gpt2, recipe, saved, pad_id, world)
-    log = TrainingLog(run, world, identity, done, total)
-    with heed_signals() as request, profile_updates(run, world, recipe.profile) as end_of_update:
+        strategy = TrainingStrategy(
+            world,
+            module,
+            parameters,
+            weight_decay=cfg.weight_decay,
+            micro_batch_size=cfg.micro_batch_size(world.size),
+            max_grad_norm=cfg.max_grad_norm,
+        )
+        if saved is not None:
+            strategy.load_moments(saved.moments, saved.steps, no_examples(self.pad_id).to(world.device))
+        return strategy
 
-        def save(step: int) -> None:
-            checkpoint.save(run, replica, world, step, identity, settings.lora, base, recipe.keep_checkpoints)
+    def _identity(self) -> dict[str, Any]:
+        """What decides the adapter; a resumed run must agree in it."""
+        options = as_options(self.settings, "model", "lora", "train")
+        return {
+            "base model": self.base.fingerprint,
+            "training data": self.data.fingerprints["train"],
+            **{option: value for option, value in options.items() if option not in WITHOUT_EFFECT},
+        }
 
-        def log_loss(step: int) -> None:
-            log.write(step, step / updates_per_epoch, recipe.learning_rate_at(step - 1, total))
+    def _must_agree(self) -> dict[str, Any]:
+        """What all machines must have in common: each has a command line and files of its own."""
+        fingerprints = {f"the {split} split's fingerprint": text for split, text in self.data.fingerprints.items()}
+        found = {"the base model's fingerprint": self.base.fingerprint, "the precision": self.world.precision}
+        return {**as_options(self.settings, "model", "lora", "data", "train"), **found, **fingerprints, **versions()}
 
-        def end_if_asked(step: int) -> None:
-            if (name := stop_asked(world, request)) is not None:
-                if log.pending:
-                    log_loss(step)
-                save(step)
-                raise Interrupted(f"{name} ended the training after update {step} of {total}: go on with --resume")
-
-        def evaluate(step: int) -> None:
-            if step and (step % updates_per_epoch == 0 or step == total) and step not in log.evaluated:
-                sums = dev_losses(replica, data.dev, pad_id, world, lambda: end_if_asked(step))
-                log.write_dev(step, step / updates_per_epoch, *sums)
-
-        evaluate(done)  # what an end in the middle of it left to do
-        for update in range(done, total):
-            step = update + 1
-            world.watchdog.note(f"update {step} of {total}")
-            log.add(make_update(replica, data.train, recipe, update, total, pad_id, world))
-            end_of_update()
-            save_now = step % recipe.checkpoint_steps == 0 or step == total
-            if step % recipe.log_steps == 0 or step % updates_per_epoch == 0 or save_now:
-                log_loss(step)
-            if save_now:
-                save(step)
-            end_if_asked(step)
-            evaluate(step)
-    log.close()
-    adapter = replica.adapter()
-    if world.is_main:
-        with new_folder(run.adapter) as folder:
-            save_adapter(folder, adapter, settings.lora, base)
-    barrier(world)
+    def _announce(self, trainable: int) -> None:
+        """Log what will be trained, and write config.json, on rank 0."""
+        here, cfg = self.world, self.settings.train
+        if here.is_main:
+            log.info(
+                f"{trainable:,} trainable parameters, {len(self.data.train):,} examples, {self.total_steps:,} steps of "
+                f"{cfg.global_batch_size} examples on {here.size} x {here.describe()['device']} ({here.strategy}, "
+                f"{here.precision})" + (f", resuming after step {self.done:,}" if self.done else "")
+            )
+            counts = {"trainable": trainable, "steps": self.total_steps}
+            write_config(self.run_dir, self.settings, here.describe(), self.data.fingerprints, counts)
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
@@ -129,10 +200,10 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS splits sums differently without it
-        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward adds up in any order
+        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward sums in any order
         torch.backends.cuda.enable_cudnn_sdp(False)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    # Torch would fill each fresh tensor with NaN then, a pass over all of them; nothing here reads what nobody wrote.
+    # Torch would fill each fresh tensor with NaN then, one more pass over it; nothing here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -140,32 +211,5 @@ def load_model(settings: Settings, precision: Precision) -> tuple[GPT2LMHeadMode
     """The frozen GPT-2 with its untrained adapter, and the tokenizer."""
     tokenizer = load_tokenizer(settings.model)
     gpt2 = load_base(settings.model, tokenizer, DTYPES[precision])
-    inject(gpt2, settings.lora, settings.train.seed)
+    lora.inject(gpt2, settings.lora, settings.train.seed)
     return gpt2, tokenizer
-
-
-def load_data(settings: DataSettings, tokenizer: Any, max_length: int) -> TokenizedData:
-    """Training and dev set as tokens."""
-    train_split, dev_split = load_split(settings, "train"), load_split(settings, "dev")
-    return TokenizedData(
-        train=tokenize_cached(tokenizer, train_split, max_length),
-        dev=tokenize_cached(tokenizer, dev_split, max_length),
-        fingerprints={"train": fingerprint(train_split), "dev": fingerprint(dev_split)},
-    )
-
-
-def _identity(settings: Settings, base: BaseIdentity, data: TokenizedData) -> dict[str, Any]:
-    """What decides the trained numbers; a resumed run must agree in it."""
-    options = as_options(settings, "model", "lora", "train")
-    return {
-        "base model": base.fingerprint,
-        "training data": data.fingerprints["train"],
-        **{option: value for option, value in options.items() if option not in WITHOUT_EFFECT},
-    }
-
-
-def _require_agreement(settings: Settings, base: BaseIdentity, data: TokenizedData, world: World) -> None:
-    """Refuse machines that would not train the same: each has a command line and files of its own."""
-    fingerprints = {f"the {split} split's fingerprint": text for split, text in data.fingerprints.items()}
-    found = {"the base model's fingerprint": base.fingerprint, "the precision": world.precision, **fingerprints}
-    require_agreement(world, {**as_options(settings, "model", "lora", "data", "train"), **found, **versions()})

@@ -1,4 +1,4 @@
-"""What this machine offers for the job, and whether two processes on it find each other."""
+"""What this machine offers, and whether two processes on it find each other."""
 
 import os
 import subprocess
@@ -7,19 +7,20 @@ from importlib import metadata
 
 import torch
 
-from lora_dist.config import UserError
-from lora_dist.distributed.device import devices_for
-from lora_dist.distributed.launcher import last_words, launch_command
-from lora_dist.distributed.world import sum_over_ranks, world
+from lora_dist.config_io import versions
+from lora_dist.distributed.collectives import sum_over_ranks
+from lora_dist.distributed.device import devices_for, has_bf16
+from lora_dist.distributed.launcher import failure_reason, launch_command
+from lora_dist.distributed.world import world
+from lora_dist.errors import UserError
 from lora_dist.metrics.java import find_java
-from lora_dist.run_dir import versions
 
 ALL_REDUCE_TIMEOUT = 120
-"""Seconds two processes may take to start and add up a number."""
+"""Seconds two processes may take to start and all-reduce a number."""
 
 
 def examine() -> int:
-    """Print one line a finding; return 0 if a run would work here, 1 if something it needs is missing."""
+    """Print one line per finding; return 0 if a run would work here, 1 if something it needs is missing."""
     findings = [("versions", ", ".join(f"{name} {version}" for name, version in versions().items()), True)]
     findings.append(("devices", _devices(), True))
     findings.append(("java", *_java()))
@@ -34,7 +35,7 @@ def _devices() -> str:
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count())]
         return ", ".join(f"cuda:{k} {card.name} {card.total_memory / 2**30:.0f} GiB" for k, card in enumerate(cards))
-    bf16 = "bf16 in hardware" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no bf16 in hardware, so fp32"
+    bf16 = "bf16 in hardware" if has_bf16(torch.device("cpu")) else "no bf16 in hardware, so fp32"
     return f"no GPU; CPU with {torch.get_num_threads()} threads, {bf16}"
 
 
@@ -63,8 +64,8 @@ def _all_reduce() -> tuple[str, bool]:
     except subprocess.TimeoutExpired:
         return f"did not finish in {ALL_REDUCE_TIMEOUT} s", False
     if result.returncode == 0 and "sum over 2 ranks: 3" in result.stdout:
-        return "joined and added up a number", True
-    return f"failed: {last_words(result)}", False
+        return "joined and all-reduced a number", True
+    return f"failed: {failure_reason(result)}", False
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from lora_dist.config import LoraSettings
 from lora_dist.data import collate as batches
 from lora_dist.data.e2e import Example
 from lora_dist.data.synthetic import write_corpus
-from lora_dist.model.base import inject
+from lora_dist.model.adapter import inject
 from lora_dist.training.loss import ReferenceLoss
 
 SLOW_SCRIPT = """

@@ -6,18 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lora_dist.config import UserError
-from lora_dist.data.collate import (
-    REFERENCE_TOKEN,
-    SHAPE_STEP,
-    Batch,
-    TokenizedExamples,
-    collate,
-    encode_prompts,
-    tokenize,
-)
+from lora_dist.data.collate import Batch, SHAPE_STEP, collate
 from lora_dist.data.e2e import Example
 from lora_dist.data.sampler import Indices
+from lora_dist.data.tokens import REFERENCE_TOKEN, TokenizedExamples, encode_prompts, tokenize
+from lora_dist.errors import UserError
 
 EXAMPLES = [
     Example("name[The Eagle], food[French]", "The Eagle is French."),

@@ -11,23 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_dist.config import DataSettings, UserError
-from lora_dist.data.e2e import (
-    FILES,
-    SPLITS,
-    Example,
-    Group,
-    Split,
-    fingerprint,
-    format_mr,
-    format_outputs,
-    format_references,
-    group_by_mr,
-    is_official,
-    load_split,
-    one_line,
-    parse_mr,
-)
+from lora_dist.config import DataSettings
+from lora_dist.data.e2e import Example, FILES, Group, SPLITS, Split, fingerprint, format_mr, format_outputs, format_references, group_by_mr, is_official, load_split, one_line, parse_mr
+from lora_dist.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "e2e").is_dir(), reason="the E2E corpus is not in ../shared/e2e")

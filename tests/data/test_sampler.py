@@ -5,16 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_dist.data.sampler import (
-    Indices,
-    deal,
-    dev_batches,
-    epoch_order,
-    global_batch,
-    rank_share,
-    shared_order,
-    shared_rank_share,
-)
+from lora_dist.data.sampler import Indices, deal, dev_batches, epoch_order, global_batch, micro_batches, group_order, grouped_micro_batches
 
 
 def arange(count: int) -> Indices:
@@ -52,7 +43,7 @@ def test_ranks_share_a_batch_without_gap_or_overlap_and_never_above_the_fair_sha
     lengths = np.random.default_rng(0).integers(2, 60, 40)
     for count in range(18):
         batch = epoch_order(40, 0, 0)[:count]
-        shares = [rank_share(batch, lengths, rank, world, accumulation) for rank in range(world)]
+        shares = [micro_batches(batch, lengths, rank, world, accumulation) for rank in range(world)]
         assert [len(share) for share in shares] == [accumulation] * world
         parts = [part for share in shares for part in share]
         assert sorted(np.concatenate(parts).tolist()) == sorted(batch.tolist())
@@ -63,7 +54,7 @@ def test_ranks_share_a_batch_without_gap_or_overlap_and_never_above_the_fair_sha
 
 def test_ranks_get_equal_work() -> None:
     work = np.array([90, 20, 50, 80, 20, 40, 70, 30])
-    first, second = (np.concatenate(rank_share(arange(8), work, rank, 2, 2)) for rank in range(2))
+    first, second = (np.concatenate(micro_batches(arange(8), work, rank, 2, 2)) for rank in range(2))
     assert work[first].sum() == work[second].sum()
     assert work[first].tolist() == sorted(work[first], reverse=True)  # micro-batches of like length
 
@@ -83,7 +74,7 @@ def test_exchanges_bring_two_ranks_close_to_the_best_of_all_ways_to_divide() -> 
 def test_examples_that_share_an_mr_stand_together_in_random_groups(refs_per_mr: int) -> None:
     draw = np.random.default_rng(3)
     mrs = draw.integers(0, 12, 97)
-    order = shared_order(epoch_order(97, 42, 0), mrs, refs_per_mr)
+    order = group_order(epoch_order(97, 42, 0), mrs, refs_per_mr)
     assert sorted(order.tolist()) == list(range(97))
     groups = [list(group) for _, group in groupby(order.tolist(), key=lambda index: mrs[index])]
     for mr in range(12):
@@ -95,7 +86,7 @@ def test_examples_that_share_an_mr_stand_together_in_random_groups(refs_per_mr: 
         assert order.tolist() == epoch_order(97, 42, 0).tolist()
     else:
         assert len(order) / len(groups) > 0.7 * min(refs_per_mr, 97 / 12)
-    other = shared_order(epoch_order(97, 42, 1), mrs, refs_per_mr)
+    other = group_order(epoch_order(97, 42, 1), mrs, refs_per_mr)
     assert order.tolist() != other.tolist()
     if refs_per_mr == 4:  # which examples form a group differs from epoch to epoch
         pairs = [
@@ -109,8 +100,8 @@ def test_examples_that_share_an_mr_stand_together_in_random_groups(refs_per_mr: 
 def test_ranks_share_a_batch_of_groups_and_split_as_few_as_they_must(world: int, accumulation: int) -> None:
     mrs = np.repeat(np.arange(10), 4)
     for count in range(25):
-        batch = shared_order(epoch_order(40, 0, 0), mrs, 4)[:count]
-        shares = [shared_rank_share(batch, mrs, rank, world, accumulation) for rank in range(world)]
+        batch = group_order(epoch_order(40, 0, 0), mrs, 4)[:count]
+        shares = [grouped_micro_batches(batch, mrs, rank, world, accumulation) for rank in range(world)]
         assert [len(share) for share in shares] == [accumulation] * world
         parts = [part for share in shares for part in share]
         assert sorted(np.concatenate(parts).tolist()) == sorted(batch.tolist())

@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 
 from lora_dist.config import DataSettings
-from lora_dist.data.e2e import FILES, SPLITS, Group, Split, group_by_mr, is_official, load_split, parse_mr
-from lora_dist.data.synthetic import (
-    ADJECTIVES,
-    PLANS,
-    PREPOSITIONS,
-    VALUES,
-    VERB_PHRASES,
-    _realise,
-    plain_texts,
-    write_corpus,
-)
+from lora_dist.data.e2e import FILES, Group, SPLITS, Split, group_by_mr, is_official, load_split, parse_mr
+from lora_dist.data.synthetic import ADJECTIVES, PLANS, PREPOSITIONS, VALUES, VERB_PHRASES, _realise, plain_texts, write_corpus
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import datasets
 import pytest
 from tokenizers import AddedToken
 
-from lora_dist.config import UserError
 from lora_dist.data import token_cache
-from lora_dist.data.collate import TokenizedExamples, tokenize
 from lora_dist.data.e2e import Example
 from lora_dist.data.token_cache import tokenize_cached
+from lora_dist.data.tokens import TokenizedExamples, tokenize
+from lora_dist.errors import UserError
 
 EXAMPLES = [
     Example("name[The Eagle], food[French]", "The Eagle is French."),

@@ -9,11 +9,12 @@ from launching import lora_dist
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import DataSettings, DecodeSettings, ModelSettings
-from lora_dist.data.collate import encode_prompts
 from lora_dist.data.e2e import group_by_mr, load_split
+from lora_dist.data.tokens import encode_prompts
 from lora_dist.decoding.beam_search import beam_search
-from lora_dist.decoding.decode import chunks, load_merged
+from lora_dist.decoding.decode import chunks
 from lora_dist.decoding.kv_cache import prepare
+from lora_dist.model.adapter import load_merged
 
 CLOSE = 1e-5  # two sentences whose scores lie so near to each other are equally good
 SETTINGS = DecodeSettings(ngram_scope="all")

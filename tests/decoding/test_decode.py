@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from lora_dist.cli.main import main
 from lora_dist.config import DecodeSettings
-from lora_dist.data.collate import encode_prompts
+from lora_dist.data.tokens import encode_prompts
 from lora_dist.decoding.beam_search import _best_words, beam_search
 from lora_dist.decoding.decode import batch_tokens, chunks, load_for_decoding, to_text
 from lora_dist.run_dir import RunDir

@@ -10,10 +10,11 @@ from launching import attempt, lora_dist
 from made_runs import made_run
 from transformers import GPT2LMHeadModel
 
-from lora_dist.config import IMPROVED, LoraSettings, ModelSettings, UserError
+from lora_dist.config import IMPROVED, LoraSettings, ModelSettings
 from lora_dist.decoding.beam_search import Sentence
 from lora_dist.decoding.decode import to_text
 from lora_dist.decoding.derived_run import copy_to, saved_settings
+from lora_dist.errors import UserError
 from lora_dist.model.base import load_base, load_tokenizer
 from lora_dist.run_dir import RunDir
 

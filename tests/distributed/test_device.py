@@ -3,9 +3,9 @@ import os
 import pytest
 import torch
 
-from lora_dist.config import UserError
 from lora_dist.distributed.device import choose_device, devices_for
 from lora_dist.distributed.world import world
+from lora_dist.errors import UserError
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from launching import CONFIGS
 
-from lora_dist.distributed.launcher import Strategy, last_words, launch_command
+from lora_dist.distributed.launcher import Strategy, failure_reason, launch_command
 
 REPORT = """
 import json, os, pathlib, sys
@@ -59,4 +59,4 @@ def test_options_say_what_the_shipped_configs_say(strategy: Strategy) -> None:
     ],
 )
 def test_last_words_are_the_first_cause(errors: str, said: str) -> None:
-    assert last_words(subprocess.CompletedProcess([], 3, "", errors)) == said
+    assert failure_reason(subprocess.CompletedProcess([], 3, "", errors)) == said

@@ -15,7 +15,8 @@ import yaml
 from launching import attempt
 from made_runs import made_run
 
-from lora_dist.config import IMPROVED, ModelSettings, UserError
+from lora_dist.config import IMPROVED, ModelSettings
+from lora_dist.errors import UserError
 from lora_dist.evaluation.model_card import push, write_card
 
 

@@ -16,7 +16,7 @@ from launching import TIMEOUT, adapter, attempt, before_all_else, begin, launche
 from lora_dist.cli.main import main
 from lora_dist.decoding import decode
 from lora_dist.decoding.beam_search import beam_search
-from lora_dist.distributed.signals import EXIT_CODE
+from lora_dist.errors import EXIT_CODE
 from lora_dist.run_dir import RunDir
 from lora_dist.training import trainer as train
 
@@ -228,13 +228,13 @@ def sabotage(folder: Path, line: str) -> dict[str, str]:
     code = f"""
         import time
         import lora_dist.data.sampler as order
-        share, calls = order.rank_share, []
+        share, calls = order.micro_batches, []
         def sabotaged(*arguments):
             calls.append(1)
             if len(calls) == 4:
                 {line}
             return share(*arguments)
-        order.rank_share = sabotaged
+        order.micro_batches = sabotaged
     """
     return before_all_else(folder, code, rank=1)
 

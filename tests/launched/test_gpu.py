@@ -13,9 +13,9 @@ from transformers import GenerationConfig, GPT2LMHeadModel
 from lora_dist.bench.models import save_model
 from lora_dist.cli.main import main
 from lora_dist.config import DataSettings, DecodeSettings, ModelSettings
-from lora_dist.data.collate import encode_prompts
 from lora_dist.data.e2e import group_by_mr, load_split
 from lora_dist.data.synthetic import write_corpus
+from lora_dist.data.tokens import encode_prompts
 from lora_dist.decoding.beam_search import beam_search
 from lora_dist.decoding.kv_cache import prepare
 from lora_dist.model.base import load_base, load_tokenizer

@@ -99,7 +99,7 @@ def test_an_exception_on_one_rank_ends_all_with_its_words(tiny_gpt2: Path, corpu
     code = """
         import lora_dist.data.sampler
         def broken(*_): raise MemoryError('rank 1 has no memory left')
-        lora_dist.data.sampler.rank_share = broken
+        lora_dist.data.sampler.micro_batches = broken
     """
     variables = before_all_else(tmp_path, code, rank=1)
     start = time.monotonic()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics import cider
 
 # Without a deadline: a busy machine is no failure.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics import java
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics import meteor
 from lora_dist.metrics.java import find_jar, run_java
 

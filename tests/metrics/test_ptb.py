@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics import java, ptb
 
 # What the tokenizer of coco-caption makes of each text (its own wrapper gives the same).

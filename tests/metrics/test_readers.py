@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics import readers as files
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"

@@ -7,8 +7,9 @@ from random import Random
 import pytest
 
 from lora_dist.cli.main import main
-from lora_dist.config import DataSettings, UserError
+from lora_dist.config import DataSettings
 from lora_dist.data.e2e import load_split, parse_mr
+from lora_dist.errors import UserError
 from lora_dist.evaluation.scoring import score_run
 from lora_dist.files import write_json, write_jsonl, write_text
 from lora_dist.metrics import suite as metrics

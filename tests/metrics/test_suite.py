@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics import meteor
 from lora_dist.metrics import suite as metrics
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from lora_dist.config import PRESETS, DataSettings, ModelSettings, Settings
-from lora_dist.data.collate import TokenizedExamples
+from lora_dist.config import DataSettings, ModelSettings, PRESETS, Settings
 from lora_dist.data.sampler import epoch_order, global_batch
 from lora_dist.data.synthetic import write_corpus
+from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.distributed.world import world
 from lora_dist.model import lora
 from lora_dist.training.step import make_update, replicate

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
-from lora_dist.config import DataSettings, LoraSettings, ModelSettings, UserError
-from lora_dist.data.collate import REFERENCE_TOKEN, encode_prompts, tokenize
+from lora_dist.config import DataSettings, LoraSettings, ModelSettings
 from lora_dist.data.e2e import Example, load_split
+from lora_dist.data.tokens import REFERENCE_TOKEN, encode_prompts, tokenize
+from lora_dist.errors import UserError
 from lora_dist.model import base as model
 from lora_dist.model import lora
 

@@ -6,7 +6,8 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import LoraSettings
-from lora_dist.data.collate import TokenizedExamples, collate
+from lora_dist.data.collate import collate
+from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.model import lora
 from lora_dist.model.gpt2 import causal_attention, fuse_activation, inverse, run_body, select, spread
 from lora_dist.training.loss import ReferenceLoss

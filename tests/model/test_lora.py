@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from lora_dist.config import BASELINE, IMPROVED, LoraSettings, ModelSettings, UserError
+from lora_dist.config import BASELINE, IMPROVED, LoraSettings, ModelSettings
+from lora_dist.errors import UserError
 from lora_dist.model import base as model
 from lora_dist.model import lora
 

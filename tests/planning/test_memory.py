@@ -10,7 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_dist.config import BASELINE, IMPROVED, LoraSettings, Precision
-from lora_dist.data.collate import Batch, BatchShape, TokenizedExamples, collate
+from lora_dist.data.collate import Batch, BatchShape, collate
+from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.model import lora
 from lora_dist.model.base import DTYPES
 from lora_dist.model.gpt2 import fuse_activation

@@ -82,7 +82,7 @@ def test_a_training_does_what_was_planned(
     assert main(["train", "improved", *map(str, settings), "--device", "cpu", "--out", str(run.root)]) == 0
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     schedule = planned["schedule"]
-    assert (planned["corpus"]["examples"], schedule["updates_per_epoch"], schedule["updates"]) == (29, 4, 10)
+    assert (planned["corpus"]["examples"], schedule["steps_per_epoch"], schedule["updates"]) == (29, 4, 10)
     assert schedule["dev_evaluations"] == sum("dev_loss" in row for row in rows) == 3
     rates = {row["step"]: row["lr"] for row in rows if "lr" in row}
     assert [step for step, _ in schedule["learning_rates"]] == [1, 3, 5, 8, 10]

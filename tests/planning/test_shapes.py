@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from lora_dist.config import TrainSettings
-from lora_dist.data.collate import BatchShape, TokenizedExamples, collate
-from lora_dist.data.sampler import epoch_order, global_batch, rank_share
+from lora_dist.data.collate import BatchShape, collate
+from lora_dist.data.sampler import epoch_order, global_batch, micro_batches
+from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.planning.shapes import _largest
 
 
@@ -28,12 +29,12 @@ def test_the_largest_micro_batch_is_the_largest_of_all(recipe: TrainSettings, pr
         return shape.tokens + shape.rows * shape.length**2 + 3 * shape.wanted
 
     met: list[BatchShape] = []
-    per_epoch = recipe.updates_per_epoch(len(train))
-    for update in range(recipe.total_updates(len(train))):
+    per_epoch = recipe.steps_per_epoch(len(train))
+    for update in range(recipe.total_steps(len(train))):
         order = epoch_order(len(train), recipe.seed, update // per_epoch)
         ids = global_batch(order, update % per_epoch, recipe.global_batch_size)
         for rank in range(processes):
-            for share in rank_share(ids, train.work, rank, processes, recipe.accumulation_steps):
+            for share in micro_batches(ids, train.work, rank, processes, recipe.accumulation_steps):
                 batch = collate(train, share, pad_id=0)
                 counts = len(batch.tokens), batch.rows, batch.length, len(batch.wanted), len(batch.labels)
                 met.append(BatchShape(*counts))

@@ -14,21 +14,14 @@ from made_runs import MRS, SCORES, TEXTS, made_run, seeded
 
 from lora_dist.cli.commands import TrainCommand
 from lora_dist.cli.parsing import parse_with_preset
-from lora_dist.config import BASELINE, IMPROVED, Settings, UserError
+from lora_dist.config import BASELINE, IMPROVED, Settings
+from lora_dist.errors import UserError
 from lora_dist.report.browser import browser_data
 from lora_dist.report.compare import compare
 from lora_dist.report.page import how_made
 from lora_dist.report.published import PAPER, REPRODUCTIONS, TRAINABLE
 from lora_dist.report.results import configurations, load_results
-from lora_dist.report.tables import (
-    Table,
-    adapter_table,
-    cost_table,
-    decoding_table,
-    improvement_table,
-    recipe_table,
-    score_table,
-)
+from lora_dist.report.tables import Table, adapter_table, cost_table, decoding_table, improvement_table, recipe_table, score_table
 from lora_dist.report.write import write_report
 from lora_dist.run_dir import RunDir
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import BASELINE, IMPROVED, Settings
-from lora_dist.data.collate import TokenizedExamples, collate
+from lora_dist.data.collate import collate
+from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.model import lora
 from lora_dist.training import loss
 from lora_dist.training.loss import LossHead, ReferenceLoss

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from lora_dist.cli.main import main
-from lora_dist.config import UserError
 from lora_dist.data.synthetic import write_corpus
+from lora_dist.errors import UserError
 from lora_dist.run_dir import RunDir
 from lora_dist.training import profiler as profiling
 

@@ -13,7 +13,8 @@ from launching import TIMEOUT, attempt, begin
 from made_runs import made_run
 
 from lora_dist.cli.commands import ReproduceCommand
-from lora_dist.config import IMPROVED, ModelSettings, TrainSettings, UserError
+from lora_dist.config import IMPROVED, ModelSettings, TrainSettings
+from lora_dist.errors import UserError
 from lora_dist.run_dir import RunDir
 from lora_dist.workflows.estimate import Pace, duration
 from lora_dist.workflows.reproduce import Job, reproduce

@@ -14,7 +14,7 @@ from lora_dist.cli.main import main
 from lora_dist.config import DataSettings, ModelSettings
 from lora_dist.distributed.device import devices_for
 from lora_dist.run_dir import RunDir
-from lora_dist.workflows.verify import UPDATES, Case, cases_here, compare, prepare, train_and_decode
+from lora_dist.workflows.verify import Case, UPDATES, cases_here, compare, prepare, train_and_decode
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,8 @@ def test_a_rank_that_leaves_out_an_example_turns_the_table_red(
     assert "1 of 1 are the same" in capsys.readouterr().out
     code = """
         import lora_dist.data.sampler as order
-        share = order.rank_share
-        order.rank_share = lambda *a: [part[:2] for part in share(*a)]
+        share = order.micro_batches
+        order.micro_batches = lambda *a: [part[:2] for part in share(*a)]
     """
     for name, value in before_all_else(tmp_path, code, rank=1).items():
         monkeypatch.setenv(name, value)

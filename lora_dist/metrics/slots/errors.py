@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from lora_dist.config import UserError
+from lora_dist.errors import UserError
 from lora_dist.metrics.slots import places
 from lora_dist.metrics.slots import rules as slot_rules
 

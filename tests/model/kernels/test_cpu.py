@@ -12,7 +12,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_dist.config import BASELINE, IMPROVED, LoraSettings
-from lora_dist.data.collate import TokenizedExamples, collate
+from lora_dist.data.collate import collate
+from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.decoding import kv_cache as decoder
 from lora_dist.model import lora
 from lora_dist.model.kernels.cpu import PackedLinear, can_pack, pack_layers

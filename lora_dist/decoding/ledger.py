@@ -1,0 +1,38 @@
+"""What the ranks have decoded so far, so that a restart skips it."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from lora_dist.files import write_text
+from lora_dist.run_dir import RunDir
+
+Found = list[tuple[str, float]]
+"""The sentences of one meaning representation with their scores, best first."""
+
+
+def open_ledger(run: RunDir, signature: dict[str, Any]) -> dict[int, Found]:
+    """What earlier ranks, of any world size, have decoded under this very signature; ledgers of others are removed."""
+    folder = run.ledger(0).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    head = folder / "signature.json"
+    if not head.is_file() or head.read_text(encoding="utf-8") != json.dumps(signature):
+        # Scores and texts of other settings would not belong to the new outputs.
+        outputs = (run.outputs, run.outputs_text, run.decode_signature, run.decode_timing)
+        for file in (*folder.glob("rank-*.jsonl"), *outputs, run.scores, run.sentence_scores):
+            file.unlink(missing_ok=True)
+        write_text(head, json.dumps(signature))
+    done: dict[int, Found] = {}
+    for file in sorted(folder.glob("rank-*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # a kill may have cut a line short
+                index, sentences = json.loads(line)
+                done.setdefault(index, [(text, score) for text, score in sentences])
+    return done
+
+
+def append_to_ledger(run: RunDir, rank: int, found: Mapping[int, Found]) -> None:
+    """Add sentences by index to the ledger of `rank`."""
+    with run.ledger(rank).open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps([i, sentences], ensure_ascii=False) + "\n" for i, sentences in found.items())

@@ -1,0 +1,142 @@
+"""What the ranks of a run exchange: a few verbs, so that no other module asks under which strategy it runs."""
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+
+from lora_dist.distributed.signals import StopRequest
+from lora_dist.distributed.world import World
+from lora_dist.errors import UserError
+
+T = TypeVar("T")
+
+
+def on_main(world: World, work: Callable[[], T]) -> T:
+    """Do `work` on rank 0 only and return its result on every rank. Collective: call on all ranks.
+
+    The others wait, so it is also how one process reads or downloads what all will find in the cache.
+
+    Raises:
+        UserError: on every rank, if `work` raised one.
+    """
+    result: list[Any] = [None, None]
+    if world.is_main:
+        try:
+            result = [work(), None]
+        except UserError as error:
+            result = [None, str(error)]
+    broadcast_object_list(result)
+    if result[1] is not None:
+        raise UserError(result[1])
+    value: T = result[0]
+    return value
+
+
+def first_on_node(world: World, work: Callable[[], T]) -> T:
+    """Do `work` on every rank, on one rank of a node before its others. Collective: call on all ranks.
+
+    The first may fill a cache that the others read.
+
+    Raises:
+        UserError: on every rank, if `work` raised one on any.
+    """
+    result: T | None = None
+    problem: str | None = None
+    for turn in (True, False):
+        if (int(world.accelerator.local_process_index) == 0) == turn:
+            try:
+                result = work()
+            except UserError as error:
+                problem = str(error)
+        problems = [text for text in gather_objects(world, [problem]) if text is not None]
+        if problems:
+            raise UserError(problems[0])
+    return result  # type: ignore[return-value]
+
+
+def barrier(world: World) -> None:
+    """Wait for all ranks. Collective: call on all ranks."""
+    world.accelerator.wait_for_everyone()
+
+
+def barrier_while(world: World, work: Callable[[], None]) -> None:
+    """Wait for all ranks, and do `work` five times per second until they arrive. Collective: call on all ranks.
+
+    Raises:
+        RuntimeError: soon after another rank was killed, also one on another machine, which no launcher reports.
+    """
+    if world.control_group is not None:
+        pending = dist.barrier(world.control_group, async_op=True)
+        while not pending.is_completed():
+            work()
+            time.sleep(0.2)
+        pending.wait()
+    work()
+
+
+def gather_objects(world: World, items: list[T]) -> list[T]:
+    """The lists of all ranks, joined in rank order, on every rank. Collective: call on all ranks."""
+    gathered: list[T] = gather_object(items)
+    return gathered
+
+
+def gather_by_index(world: World, items: Mapping[int, T], total: int) -> list[T]:
+    """Items 0 to `total` - 1, in order, on every rank, however the ranks hold them. Collective: call on all ranks.
+
+    Gathered by index and not by position, so no padding or uneven shard can shift a row.
+
+    Raises:
+        RuntimeError: if an index is missing, occurs twice, or is not below `total`.
+    """
+    pairs = gather_objects(world, list(items.items()))
+    found = dict(pairs)
+    if len(found) != len(pairs) or found.keys() != set(range(total)):
+        missing = sorted(set(range(total)) - found.keys())
+        raise RuntimeError(
+            f"gathered {len(pairs)} rows for {total} indices: {len(pairs) - len(found)} twice, "
+            f"{len(missing)} missing {missing[:5]}, {len(found.keys() - set(range(total)))} unknown"
+        )
+    return [found[index] for index in range(total)]
+
+
+class SharedCounter:
+    """A number that the ranks increase together, without waiting for each other."""
+
+    def __init__(self, world: World) -> None:
+        """Start at 0. Collective: call on all ranks."""
+        self._value = 0
+        self._store: Store | None = None
+        if world.store is not None:
+            name = on_main(world, lambda: uuid4().hex)
+            self._store = PrefixStore(name, world.store)
+
+    def add(self, amount: int) -> int:
+        """Add `amount` and return the sum."""
+        if self._store is not None:
+            return int(self._store.add("value", amount))
+        self._value += amount
+        return self._value
+
+
+def received_signal(world: World, request: StopRequest) -> str | None:
+    """The signal that any of the ranks received, on all of them at once. Collective: call on all ranks."""
+    if world.control_group is None:
+        return request.signal
+    numbers = torch.tensor([signal.Signals[request.signal] if request.signal else 0])
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=world.control_group)
+    number = int(numbers[0])
+    return signal.Signals(number).name if number else None
+
+
+def sum_over_ranks(world: World, values: Tensor) -> Tensor:
+    """Element-wise sum over ranks of `values` (n,), in fp64, on every rank. Collective: call on all ranks."""
+    total: Tensor = world.accelerator.reduce(values.double(), reduction="sum")
+    return total

@@ -1,0 +1,36 @@
+"""Private interfaces of torch that `model/` needs; tests/model/test_compat.py names each.
+
+oneDNN's prepacked products: torch's own compiler uses these operators, and there is no public way to them.
+"""
+
+import torch
+from torch import Tensor
+
+from lora_dist.distributed.compat import cpu_has_bf16
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether weights of `dtype` on a CPU can be packed for oneDNN."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and cpu_has_bf16())
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A packed copy of weight (out, in), which only `product` can read."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
+    return packed
+
+
+def product(x: Tensor, packed: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """Compute x W^T + b, or GELU's tanh form of it: (..., out).
+
+    Args:
+        x: (..., in).
+        packed: what `pack` made of W (out, in).
+        bias: (out,).
+        gelu: whether to apply GELU to the result.
+    """
+    activation, form = ("gelu", "tanh") if gelu else ("none", "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], form)
+    return result

@@ -1,0 +1,63 @@
+"""Kernels for GPUs: torch's fused attention, and everything in one piece, as launches are what costs."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from lora_dist.model.kernels.common import (
+    PlainProjection,
+    Projection,
+    ban_values,
+    exponentiate_rows,
+    padded_vocabulary,
+    top_tokens_of_rows,
+)
+
+SHAPE_STEP = 16
+"""See `cpu.SHAPE_STEP`; few shapes are what CUDA graphs will need."""
+
+CHUNK_TOKENS = 2**16
+"""Tokens of a decode chunk beyond which it decodes no faster."""
+
+OWN_MEMORY = True
+"""See `cpu.OWN_MEMORY`."""
+
+
+def set_up_process() -> None:
+    """Prepare this process for work on the device: nothing to do on a GPU."""
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
+    """See `cpu.attention`."""
+    mask = None if visible is None else visible[:, None]
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
+
+
+def cached_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """See `cpu.cached_attention`."""
+    scores = (query * (1 / math.sqrt(query.shape[-1]))) @ keys.contiguous().transpose(2, 3)
+    return scores.add_(mask).softmax(-1) @ values
+
+
+def freeze_layers(model: GPT2LMHeadModel, *, differentiable: bool) -> None:
+    """See `cpu.freeze_layers`: a GPU multiplies with plain matrices."""
+
+
+def projection(weight: Tensor, *, differentiable: bool) -> Projection:
+    """See `cpu.projection`; for decoding the weight lies along the vocabulary, as a product with few rows reads it."""
+    return PlainProjection(weight if differentiable else weight.detach().t().contiguous().t())
+
+
+def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """See `cpu.exponentiate`."""
+    return exponentiate_rows(logits)
+
+
+def top_tokens(logits: Tensor, tokens: Tensor, banned: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """See `cpu.top_tokens`."""
+    columns = padded_vocabulary(logits.shape[1], count)
+    room = logits.new_full((2, len(logits), columns), -torch.inf, dtype=torch.float32)
+    return top_tokens_of_rows(logits, tokens, ban_values(banned), count, room)

@@ -1,0 +1,62 @@
+"""The kernels of a device: the one place that asks for its type."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from lora_dist.model.kernels import cpu, cuda
+from lora_dist.model.kernels.common import Projection
+
+
+class Kernels(Protocol):
+    """What `cpu.py` and `cuda.py` both define; the docstrings are those of `cpu.py`."""
+
+    @property
+    def SHAPE_STEP(self) -> int:
+        """See `cpu.SHAPE_STEP`."""
+        ...
+
+    @property
+    def CHUNK_TOKENS(self) -> int:
+        """See `cpu.CHUNK_TOKENS`."""
+        ...
+
+    @property
+    def OWN_MEMORY(self) -> bool:
+        """See `cpu.OWN_MEMORY`."""
+        ...
+
+    def set_up_process(self) -> None:
+        """See `cpu.set_up_process`."""
+        ...
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
+        """See `cpu.attention`."""
+        ...
+
+    def cached_attention(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """See `cpu.cached_attention`."""
+        ...
+
+    def freeze_layers(self, model: GPT2LMHeadModel, *, differentiable: bool) -> None:
+        """See `cpu.freeze_layers`."""
+        ...
+
+    def projection(self, weight: Tensor, *, differentiable: bool) -> Projection:
+        """See `cpu.projection`."""
+        ...
+
+    def exponentiate(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """See `cpu.exponentiate`."""
+        ...
+
+    def top_tokens(self, logits: Tensor, tokens: Tensor, banned: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """See `cpu.top_tokens`."""
+        ...
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    """The kernels of a CPU, or those of a GPU for any other device."""
+    return cpu if device.type == "cpu" else cuda

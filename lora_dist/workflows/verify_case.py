@@ -1,0 +1,130 @@
+"""One way to train and decode, in processes of its own, and how far its result is from the reference."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from lora_dist.config import Settings
+from lora_dist.config_io import from_json, to_json
+from lora_dist.distributed.launcher import LOG_PREFIX, Strategy, failure_reason, launch_command
+from lora_dist.errors import UserError
+from lora_dist.files import read_json, write_json
+from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
+
+TOLERANCE = 1e-5
+"""Largest relative difference that counts as rounding, in fp32."""
+
+HANG_TIMEOUT = 300.0
+"""Seconds without progress after which a process reports where it is and ends."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train."""
+
+    strategy: Strategy | None
+    """None is one process without a launcher."""
+    processes: int = 1
+    accumulation_steps: int = 1
+
+    def __str__(self) -> str:
+        name = "single" if self.strategy is None else self.strategy.name
+        return f"{name}, {self.processes} x {self.accumulation_steps}"
+
+    def command(self) -> list[str]:
+        """The beginning of the command line."""
+        return [sys.executable] if self.strategy is None else launch_command(self.processes, self.strategy, "fp32")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a run is from the reference."""
+
+    adapter: float
+    """Norm of the difference of all trainable parameters, over the reference's norm."""
+    loss: float
+    """Largest relative difference of a loss, on training or dev set."""
+    learning_rates: int
+    """Steps with a different learning rate, or missing."""
+    samples: int
+    """Steps with different examples, or missing."""
+    sentences: int
+    """Decoded sentences that differ."""
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the run is the same but for the order of floating-point sums."""
+        same = self.learning_rates == self.samples == self.sentences == 0
+        return same and self.adapter < TOLERANCE and self.loss < TOLERANCE
+
+
+def train_and_decode(case: Case, settings: Settings, run: RunDir, devices: Mapping[str, str]) -> str | None:
+    """Run one case in processes of its own; None if it ended well, else the failure reason.
+
+    Args:
+        case: how to train.
+        settings: of all cases.
+        run: where it is written.
+        devices: see `device.devices_for`; the same for all cases, as each kind of device rounds differently.
+    """
+    file = run.root.with_suffix(".json")
+    cfg = replace(settings.train, accumulation_steps=case.accumulation_steps)
+    write_json(file, to_json(replace(settings, train=cfg)))
+    # One thread and fp32 also without a launcher, which would otherwise choose more.
+    environment = {**os.environ, **devices, "ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}
+    command = [*case.command(), "-m", "lora_dist.workflows.verify_case", str(file), str(run.root)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else failure_reason(done)
+
+
+def compare(run: RunDir, reference: RunDir) -> Difference:
+    """How far `run` is from `reference`; both have one line of metrics.jsonl per step."""
+    ours, theirs = (load_file(r.adapter / ADAPTER_WEIGHTS) for r in (run, reference))
+    difference = math.hypot(*(float((ours[name].double() - theirs[name].double()).norm()) for name in theirs))
+    norm = math.hypot(*(float(tensor.double().norm()) for tensor in theirs.values()))
+    series = {key: _series(run, key) for key in ("lr", "samples", "loss", "dev_loss")}
+    expected = {key: _series(reference, key) for key in series}
+
+    def different(key: str) -> int:
+        return sum(series[key].get(step) != value for step, value in expected[key].items())
+
+    losses = [
+        abs(series[key].get(step, math.inf) / value - 1)
+        for key in ("loss", "dev_loss")
+        for step, value in expected[key].items()
+    ]
+    texts, references = (r.outputs_text.read_text("utf-8").split("\n") for r in (run, reference))
+    sentences = sum(a != b for a, b in zip(texts, references, strict=True))
+    return Difference(difference / norm, max(losses), different("lr"), different("samples"), sentences)
+
+
+def _series(run: RunDir, key: str) -> dict[int, float]:
+    """A column of metrics.jsonl by step."""
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return {row["step"]: row[key] for row in rows if key in row}
+
+
+def _run_case(file: Path, root: Path) -> None:
+    """What each process of a case does."""
+    from lora_dist.decoding.decode import decode
+    from lora_dist.distributed.world import world
+    from lora_dist.training.trainer import Trainer
+
+    settings, run = from_json(Settings, read_json(file, "verify has lost its settings")), RunDir(root)
+    try:
+        with world(hang_timeout=HANG_TIMEOUT) as here:
+            Trainer(settings, run, here).run()
+            decode(settings, run, here)
+    except UserError as error:
+        sys.exit(f"{LOG_PREFIX}{error}")
+
+
+if __name__ == "__main__":
+    _run_case(Path(sys.argv[1]), Path(sys.argv[2]))
