@@ -6,7 +6,7 @@
 # Usage: bash launch/ddp.sh {baseline,improved} [--out runs/NAME] [--model.name gpt2-medium] [--data.dir DIR] ...
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
-# One process a GPU; two on CPU cores. NUM_PROCESSES=N overrides it.
+# One process per GPU, or two on CPU cores; NUM_PROCESSES=N overrides it.
 gpus=$(python -c "import torch; print(torch.cuda.device_count() or 2)")
 exec accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes "${NUM_PROCESSES:-$gpus}" \
   -m lora_dist run "$@"

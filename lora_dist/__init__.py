@@ -1,3 +1,3 @@
-"""LoRA fine-tuning of GPT-2 on the E2E NLG Challenge, on all the devices there are."""
+"""LoRA fine-tuning of GPT-2 on the E2E NLG Challenge, on one device or many."""
 
 __version__ = "0.1.0"

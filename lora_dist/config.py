@@ -1,8 +1,8 @@
 """Settings: frozen dataclasses, the presets, and the checks that need nothing loaded.
 
-Every field is a setting of the command line, `--section.field`. The defaults are the paper's baseline (Tables 1
-and 2 of "Finetuning GPT-2 on E2E Using LoRA"); how many processes, which precision and which ZeRO stage belong to
-the files in `accelerate_configs/`, not here.
+Every field is a setting of the command line, `--section.field`, and its docstring is the help text. The defaults are
+the paper's baseline (Tables 1 and 2 of "Finetuning GPT-2 on E2E Using LoRA"). The number of processes, the precision
+and the ZeRO stage are set in `accelerate_configs/`, not here.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ def _require_at_least_1(section: str, settings: object, *names: str) -> None:
 
 
 def flag(section: str, name: str) -> str:
-    """The name of a setting on the command line."""
+    """Return the command-line name of a setting."""
     return f"--{section}.{name.replace('_', '-')}"
 
 
@@ -40,8 +40,8 @@ class ModelSettings:
     name: str = "gpt2"
     """Hub id (gpt2, gpt2-medium) or path of a GPT-2 checkpoint."""
     dropout: float | None = 0.0
-    """GPT-2's own dropout probability while training. The LoRA authors' model has none, and learns E2E better so;
-    None keeps the checkpoint's (0.1 for gpt2)."""
+    """GPT-2's own dropout probability during training. The LoRA authors' model has none and learns E2E better
+    without it; None keeps the checkpoint's value (0.1 for gpt2)."""
 
     def __post_init__(self) -> None:
         _require(bool(self.name), "--model.name", repr(self.name), "give a hub id such as gpt2, or a folder")
@@ -50,18 +50,18 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """The adapter's matrices (Table 1)."""
+    """The LoRA adapter (Table 1)."""
 
     rank: int = 4
-    """Rank r: rows of A, columns of B."""
+    """Rank r: A has r rows, B has r columns."""
     alpha: float = 32.0
     """Scale: the product B A x is multiplied by alpha / rank."""
     dropout: float = 0.1
-    """Dropout probability on the input of A while training."""
+    """Dropout probability on the input of A during training."""
     targets: tuple[str, ...] = ("c_attn",)
-    """Names of the layers that get a pair of matrices; c_proj names attention's and the MLP's."""
+    """Layers that get an adapter: c_proj matches attention's and the MLP's, mlp.c_proj only the MLP's."""
     init: Literal["original", "gaussian"] = "original"
-    """original: A normal times 1/r, B zero. gaussian: both normal times 1/r."""
+    """original: A is drawn from a standard normal and divided by r, B is zero. gaussian: both are drawn so."""
 
     def __post_init__(self) -> None:
         _require_at_least_1("lora", self, "rank")
@@ -82,7 +82,7 @@ class DataSettings:
     dir: Path | None = None
     """Folder with trainset.csv, devset.csv and testset_w_refs.csv; None reads tuetschek/e2e_nlg from the hub."""
     limit_train: int | None = None
-    """Train on the first N examples only; None takes all of them."""
+    """Train on the first N examples only; None uses all of them."""
 
     def __post_init__(self) -> None:
         _require_at_least_1("data", self, "limit_train")
@@ -95,16 +95,16 @@ class TrainSettings:
     epochs: int = 5
     """Passes over the training set."""
     max_steps: int | None = None
-    """Stop after N optimizer steps, and let the learning rate end there; None trains all epochs."""
+    """Stop after N optimizer steps, with the learning-rate schedule ending there; None trains all epochs."""
     global_batch_size: int = 8
     """Examples per optimizer step, over all processes and accumulation steps together."""
     refs_per_mr: int = 1
-    """References of one meaning representation (MR) that are computed behind a single copy of it; 1 computes each
-    example separately. More is faster, and a step then sees fewer MRs."""
+    """References that share one copy of their meaning representation (MR) in a forward pass; 1 computes each example
+    separately. More is faster, but each step then sees fewer different MRs."""
     accumulation_steps: int = 1
-    """Forward and backward passes per process and optimizer step."""
+    """Micro-batches (forward and backward passes) per process and optimizer step."""
     gradient_checkpointing: bool = False
-    """Keep only the input of each layer for backward and compute the layer again: less memory, more time."""
+    """Keep only each layer's input for backward and recompute the layer there: less memory, more time."""
     learning_rate: float = 2e-4
     """Peak learning rate of AdamW, reached after the warm-up."""
     weight_decay: float = 0.01
@@ -112,27 +112,27 @@ class TrainSettings:
     warmup_steps: int = 500
     """Optimizer steps over which the learning rate rises linearly from 0; then it falls linearly to 0."""
     label_smoothing: float = 0.1
-    """Probability mass spread evenly over the vocabulary."""
+    """Probability mass of the target that is spread evenly over the vocabulary."""
     max_grad_norm: float | None = None
     """Clip the gradient to this L2 norm; None does not clip, as in the paper."""
     seed: int = 42
     """Seed of the initial matrices, the data order and the dropout."""
     deterministic: bool = True
-    """Use deterministic CUDA kernels: the same bits in every run, for which some faster kernels are given up."""
+    """Use deterministic CUDA kernels: every run gives the same bits, but some faster kernels are unavailable."""
     log_steps: int = 10
     """Optimizer steps between two lines of metrics.jsonl."""
     checkpoint_steps: int = 500
     """Optimizer steps between two checkpoints."""
     keep_checkpoints: int = 2
-    """Newest checkpoints to keep."""
+    """How many of the newest checkpoints to keep."""
     profile: bool = False
-    """Write where the time of a few steps goes to OUT/profile: a table by operation, and a trace."""
+    """Profile a few steps and write the time per operation, as a table and as a trace, to OUT/profile."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Also log to this tracker, besides metrics.jsonl."""
+    """Experiment tracker to log to in addition to metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "max_steps", "global_batch_size", "refs_per_mr", "accumulation_steps")
-        _require_at_least_1("train", self, *counts, "log_steps", "checkpoint_steps", "keep_checkpoints")
+        sizes = ("epochs", "max_steps", "global_batch_size", "refs_per_mr", "accumulation_steps")
+        _require_at_least_1("train", self, *sizes, "log_steps", "checkpoint_steps", "keep_checkpoints")
         for name in ("learning_rate", "weight_decay", "warmup_steps", "seed"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, flag("train", name), value, "must be >= 0")
@@ -142,7 +142,7 @@ class TrainSettings:
         _require(norm is None or norm > 0, "--train.max-grad-norm", norm, "must be > 0")
 
     def micro_batch_size(self, world_size: int) -> int:
-        """Examples per forward pass of one process.
+        """Compute the examples per forward pass of one process.
 
         Raises:
             UserError: if the global batch does not divide among processes and accumulation steps.
@@ -157,18 +157,18 @@ class TrainSettings:
         return size
 
     def steps_per_epoch(self, num_examples: int) -> int:
-        """Optimizer steps of one pass over `num_examples` examples; the last one may have fewer examples."""
+        """Compute the optimizer steps of one pass over `num_examples`; the last one may have fewer examples."""
         return math.ceil(num_examples / self.global_batch_size)
 
     def total_steps(self, num_examples: int) -> int:
-        """Optimizer steps of the whole training."""
+        """Compute the optimizer steps of the whole training."""
         whole = self.epochs * self.steps_per_epoch(num_examples)
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
     def learning_rate_at(self, step: int, total: int) -> float:
-        """Learning rate of step number `step` (from 0) of `total`: transformers' linear schedule with warm-up.
+        """Compute the learning rate of step `step` (from 0) of `total`: transformers' linear schedule with warm-up.
 
-        A pure function of the steps made, so no world size, accumulation or resume can shift it.
+        It depends on the step only, so no world size, accumulation or resume can shift it.
         """
         if step < self.warmup_steps:
             return self.learning_rate * step / self.warmup_steps
@@ -182,23 +182,23 @@ class DecodeSettings:
     num_beams: int = 10
     """Beams per meaning representation (MR)."""
     length_penalty: float = 0.9
-    """Exponent of the length (generated tokens with end-of-text) that divides a sentence's log-probability."""
+    """A sentence's score is its log-probability / length ** length_penalty; the length includes end-of-text."""
     no_repeat_ngram_size: int = 4
-    """No n tokens in a row may occur twice; 0 turns the ban off."""
+    """Forbid any n consecutive tokens from occurring twice; 0 turns this off."""
     ngram_scope: NgramScope = "generated"
-    """Where a repetition counts. generated: in the sentence only (the LoRA authors' decoder).
-    all: in prompt and sentence (transformers' generate, the seed paper's), which forbids copying 4 tokens."""
+    """Text in which n-grams are compared. generated: the sentence only (the LoRA authors' decoder). all: prompt
+    and sentence (transformers' generate, the seed paper's), which also forbids copying n tokens of the prompt."""
     early_stopping: Literal["true", "false", "never"] = "true"
-    """When a search ends. true: with as many finished sentences as beams. false: when the best running beam
-    cannot beat the worst finished one at its present length. never: not at any later length either."""
+    """When the search for an MR ends. true: at as many finished sentences as beams. false: when the best running beam
+    cannot beat the worst finished one at its current length. never: when it cannot at any later length either."""
     max_new_tokens: int = 64
     """Longest sentence, in tokens."""
     precision: Precision = "fp32"
-    """Number format of the weights."""
+    """Precision of weights and activations."""
     num_return: int = 1
-    """Sentences to keep per MR, best first; outputs.jsonl lists those after the first."""
+    """Sentences to keep per MR, best first; outputs.jsonl lists all but the first as alternatives."""
     batch_tokens: int | None = None
-    """Tokens of one chunk, the prompts' and those of all their beams; None takes what suits the device and fits into a
+    """Most tokens per batch, counting prompts and all their beams; None chooses what suits the device and fits into a
     quarter of its free memory."""
     limit: int | None = None
     """Decode the first N MRs of the test set only; None decodes all 630."""
@@ -213,7 +213,7 @@ class DecodeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that decides the result of a run."""
+    """Everything that determines the result of a run."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -222,18 +222,19 @@ class Settings:
     decode: DecodeSettings = field(default_factory=DecodeSettings)
 
     def sections(self) -> "Settings":
-        """Only these five; a command that takes more is a subclass."""
+        """Return only these five sections; a command with further arguments is a subclass."""
         return Settings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Settings)})
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A published configuration, with what `--help` says of it."""
+    """A published configuration."""
 
     settings: Settings
     summary: str
+    """Its line in `--help`."""
     column: str
-    """Of Table 1 in a report."""
+    """Its column in Table 1 of a report."""
     trainable: str
     """Trainable parameters as published."""
 

@@ -1,4 +1,4 @@
-"""Settings as JSON for the files of a run, and as arguments of a command line."""
+"""Settings as JSON for the files of a run, and as command-line arguments."""
 
 import dataclasses
 import platform
@@ -32,11 +32,11 @@ WITHOUT_EFFECT = frozenset(
         "tracker",
     )
 )
-"""Training options that do not change the adapter, but for rounding."""
+"""Training options that change the adapter by rounding at most."""
 
 
 def to_json(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as plain JSON values."""
+    """Convert a settings dataclass to plain JSON values."""
     return {
         f.name: to_json(value)
         if dataclasses.is_dataclass(value := getattr(settings, f.name))
@@ -50,10 +50,10 @@ def to_json(settings: Any) -> dict[str, Any]:
 
 
 def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The settings dataclass `cls` from what `to_json` made.
+    """Build the settings dataclass `cls` from the output of `to_json`.
 
     Raises:
-        UserError: if `values` names a setting that `cls` does not have.
+        UserError: if `values` has a setting that `cls` does not have, or an invalid value.
     """
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
@@ -71,7 +71,7 @@ def _from_json_value(hint: Any, value: Any) -> Any:
 
 
 def read_settings(run: RunDir) -> Settings:
-    """The settings that a run was started with.
+    """Read the settings that a run was started with.
 
     Raises:
         UserError: if this is not the folder of a run.
@@ -83,11 +83,11 @@ def read_settings(run: RunDir) -> Settings:
 def write_config(
     run: RunDir, settings: Settings, world: dict[str, Any], data: dict[str, str], counts: dict[str, int]
 ) -> None:
-    """Write config.json: the resolved settings, and what they met on this machine.
+    """Write config.json: the resolved settings, and the world, data and versions they were used with.
 
     Args:
-        run: the run.
-        settings: all of them.
+        run: the run directory.
+        settings: all settings.
         world: see `World.describe`.
         data: fingerprint of each split.
         counts: `trainable` parameters and `steps`.
@@ -99,7 +99,7 @@ def write_config(
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of Python and of the packages that a result depends on."""
     names = ("torch", "transformers", "accelerate", "deepspeed", "numpy", "tokenizers")
     found = {"lora_dist": __version__, "python": platform.python_version()}
     for name in names:
@@ -109,7 +109,7 @@ def versions() -> dict[str, str]:
 
 
 def as_options(settings: Settings, *sections: str) -> dict[str, Any]:
-    """Settings by their names on the command line, without the paths, which may differ between machines."""
+    """Return settings by their command-line names, without the paths (which may differ between machines)."""
     return {
         flag(section, key): value
         for section in sections
@@ -119,13 +119,13 @@ def as_options(settings: Settings, *sections: str) -> dict[str, Any]:
 
 
 def nearest_preset(settings: Settings) -> str:
-    """The name of the preset whose adapter differs least from that of the settings."""
+    """Return the name of the preset whose adapter settings differ least from these."""
     own = as_options(settings, "lora")
     return min(PRESETS, key=lambda name: len(_changed(own, as_options(PRESETS[name].settings, "lora"))))
 
 
 def changed_options(settings: Settings) -> dict[str, Any]:
-    """What differs from the nearest preset, and the paths of base model and data, by name on the command line."""
+    """Return the options that differ from the nearest preset, and the paths of base model and data."""
     sections = [field.name for field in dataclasses.fields(Settings)]
     preset = PRESETS[nearest_preset(settings)].settings
     changed = _changed(as_options(settings, *sections), as_options(preset, *sections))
@@ -136,7 +136,7 @@ def changed_options(settings: Settings) -> dict[str, Any]:
 
 
 def to_arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options as arguments of a command line."""
+    """Convert options to command-line arguments."""
     arguments: list[str] = []
     for name, value in options.items():
         if isinstance(value, bool):
@@ -147,7 +147,7 @@ def to_arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def command_line(settings: Settings) -> str:
-    """The arguments after `lora-dist` that make a run with these settings."""
+    """Return the arguments after `lora-dist` that start a run with these settings."""
     return shlex.join(["run", nearest_preset(settings), *to_arguments(changed_options(settings))])
 
 

@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all: JSON, text and folders, read and written.
+"""Atomic reads and writes of JSON, text and folders: each exists completely or not at all.
 
-A file appears under its name only when it is complete: it is written beside its place, flushed to the disk and renamed.
+A file or folder is written under a temporary name in the same folder, flushed to disk and renamed.
 """
 
 import json
@@ -15,14 +15,18 @@ from typing import Any
 from lora_dist.errors import UserError
 
 PART = ".part."
-"""How the names of files and folders begin that are still being written."""
+"""Name prefix of files and folders that are still being written."""
 
 
 def read_json(path: Path, problem: str) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
+
+    Args:
+        path: the file.
+        problem: what its absence means, the start of the error message.
 
     Raises:
-        UserError: `problem`, if there is no such file or it is not an object in JSON.
+        UserError: if the file is missing, unreadable or not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -35,23 +39,23 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; a line that a kill cut short is left out."""
+    """Read one JSON object per line, skipping lines that a kill cut short."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write one JSON object, whole or not at all."""
+    """Write one JSON object atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write one JSON object a line, whole or not at all."""
+    """Write one JSON object per line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically, creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{PART}{path.name}.")
     try:
@@ -68,7 +72,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write a file that a user asked for.
+    """Write a text file to a path that the user gave.
 
     Raises:
         UserError: if it cannot be written.
@@ -81,9 +85,9 @@ def save_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path` once the block has ended well.
+    """Yield a temporary folder that replaces `path` if the block succeeds.
 
-    With `marker` a file of that name is added last, after everything else has reached the disk.
+    With `marker`, an empty file of that name is added last, once everything else is on disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{PART}{path.name}."))
@@ -110,7 +114,7 @@ def new_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Flush the entries of `folder` to disk, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

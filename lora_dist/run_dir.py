@@ -1,10 +1,10 @@
-"""The run directory: the only place that knows its file names."""
+"""The layout of a run directory: no other module knows its file names."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-"""PEFT's name for the file with the matrices of an adapter."""
+"""PEFT's name for the file with an adapter's matrices."""
 
 COMPLETE = "COMPLETE"
 """Name of the marker that is written last into a checkpoint."""
@@ -53,12 +53,12 @@ class RunDir:
 
     @property
     def decode_signature(self) -> Path:
-        """What made the outputs: beam settings, adapter and base fingerprints, data, versions."""
+        """What the outputs depend on: beam settings, adapter and base fingerprints, data, versions."""
         return self.root / "decode" / "signature.json"
 
     @property
     def decode_timing(self) -> Path:
-        """Seconds of the last decoding, how many sentences it made, and in which processes."""
+        """Seconds and sentences of the last decoding, and the world it ran in."""
         return self.root / "decode" / "timing.json"
 
     @property
@@ -67,7 +67,7 @@ class RunDir:
         return self.root / "decode" / "sentences.tsv"
 
     def ledger(self, rank: int) -> Path:
-        """What a rank has decoded so far, one line per sentence, appended as they come."""
+        """Return the path of a rank's ledger: one line per meaning representation it has decoded so far."""
         return self.root / "decode" / "ledger" / f"rank-{rank:04d}.jsonl"
 
     @property
@@ -101,5 +101,5 @@ class RunDir:
         return self.root / "report.html"
 
     def checkpoint(self, step: int) -> Path:
-        """Folder of the checkpoint written after `step` optimizer steps."""
+        """Return the folder of the checkpoint written after `step` optimizer steps."""
         return self.checkpoints / f"step-{step:06d}"

@@ -1,6 +1,6 @@
-"""What may be done to a folder that a command is to write to: no run is lost, and nothing that is not a run is touched.
+"""Guards of output folders: no run is lost by accident, and no folder that is not a run is changed.
 
-Apart from `run_dir.py`, which only knows names.
+Separate from `run_dir.py`, which only defines names.
 """
 
 import os
@@ -12,26 +12,26 @@ from lora_dist.run_dir import COMPLETE, RunDir
 
 
 def require_folder(run: RunDir) -> None:
-    """Refuse a root that exists and is not a folder.
+    """Refuse a run directory that exists and is not a folder.
 
     Raises:
-        UserError: if it is not.
+        UserError: if it is a file.
     """
     if run.root.exists() and not run.root.is_dir():
         raise UserError(f"--out {run.root} is a file: name a folder")
 
 
 def check_output(run: RunDir, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that a training may write to the folder, and that no other run would be lost by it; changes nothing.
+    """Check that a training may write to the run's folder, without changing anything.
 
     Raises:
-        UserError: if the folder holds something and neither flag says what to do with it.
+        UserError: if the folder cannot be written to or is not a run's, or holds a run and neither flag is set.
     """
     require_folder(run)
     root = run.root
     if root.is_dir() and any(root.iterdir()):
         if overwrite and not run.config.is_file():
-            raise UserError(f"--out {root} is not the folder of a run, so --overwrite leaves it alone")
+            raise UserError(f"--out {root} is not the folder of a run, so --overwrite does not delete it")
         if resume and not run.config.is_file() and any(not p.name.startswith(PART) for p in root.iterdir()):
             raise UserError(f"--out {root} is not the folder of a run, so there is nothing to --resume there")
         if not (resume or overwrite):
@@ -42,12 +42,12 @@ def check_output(run: RunDir, *, resume: bool, overwrite: bool) -> None:
 
 
 def prepare_output(run: RunDir, *, overwrite: bool) -> None:
-    """Make the folder, without the run it held if `overwrite`; to be called when all else has been checked.
+    """Create the run's folder, and with `overwrite` delete the run in it; call this after all other checks.
 
-    What a kill left half-written or half-deleted is removed.
+    Also removes files and checkpoints that a kill left half-written or half-deleted.
     """
     run.root.mkdir(parents=True, exist_ok=True)
-    # Not the configuration: without it, what a kill in the middle of this leaves would not count as a run.
+    # The configuration goes last: without it, the rest would not be recognised as a run after a kill.
     old = [path for path in run.root.iterdir() if path != run.config] if overwrite else []
     incomplete = [path for path in run.checkpoints.glob("step-*") if not (path / COMPLETE).exists()]
     for path in (*old, *run.root.rglob(f"{PART}*"), *incomplete):

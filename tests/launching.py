@@ -1,4 +1,4 @@
-"""Starting the real commands, with and without a launcher, for the tests that need several processes."""
+"""Start the real commands, with and without a launcher, for the tests that need several processes."""
 
 import json
 import os
@@ -11,6 +11,8 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from lora_dist.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "accelerate_configs"
@@ -48,7 +50,7 @@ def command_line(*arguments: object, launcher: tuple[str, ...] = ()) -> list[str
 
 def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
     """Start a command that ends in one of the package."""
-    # In fp32 also without a launcher; and its own choice of threads would differ between one process and several.
+    # fp32 also without a launcher. The default number of threads would differ between one process and several.
     common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_MIXED_PRECISION": "no"}
     return subprocess.Popen(
         command,
@@ -66,7 +68,7 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def before_all_else(folder: Path, code: str, rank: int | None = None) -> dict[str, str]:
-    """Environment in which launched processes, or that of one `rank`, run `code` first; it comes to lie in `folder`."""
+    """Environment in which all launched processes, or only one `rank`, run `code` first; it is written to `folder`."""
     those = "'LOCAL_RANK' in os.environ" if rank is None else f"os.environ.get('LOCAL_RANK') == '{rank}'"
     (folder / "sitecustomize.py").write_text(f"import os\nif {those}:\n{indent(dedent(code), '    ')}")
     return {"PYTHONPATH": f"{folder}:{ROOT}"}
@@ -78,7 +80,7 @@ def launcher(config: str, processes: int | None = None) -> tuple[str, ...]:
     return ("accelerate.commands.launch", "--config_file", str(CONFIGS / config), "--mixed_precision", "no", *count)
 
 
-def recipe(base: Path, corpus: Path) -> list[object]:
+def train_arguments(base: Path, corpus: Path) -> list[object]:
     """17 examples in global batches of 8: the last has one, so the second of two ranks has none. No dropout."""
     return [
         *("improved", "--model.name", base, "--data.dir", corpus, "--data.limit-train", 17, "--device", "cpu"),
@@ -87,13 +89,18 @@ def recipe(base: Path, corpus: Path) -> list[object]:
     ]
 
 
+def complete_checkpoints(run: RunDir) -> list[int]:
+    """Steps after which a complete checkpoint of a run was written, oldest first."""
+    return sorted(int(marker.parent.name.removeprefix("step-")) for marker in run.checkpoints.glob("step-*/COMPLETE"))
+
+
 def metrics(run: Path, key: str) -> list[float]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row[key] for row in rows if key in row]
 
 
 def adapter(run: Path) -> torch.Tensor:
-    """All trained numbers in one vector, in the order of their names."""
+    """All trainable parameters in one vector, in the order of their names."""
     state = load_file(run / "adapter" / "adapter_model.safetensors")
     return torch.cat([state[name].flatten().double() for name in sorted(state)])
 

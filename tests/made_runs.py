@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_dist.config import IMPROVED, Settings
-from lora_dist.config_io import to_json
+from lora_dist.config_io import to_json, write_config
 from lora_dist.files import write_json, write_jsonl, write_text
 from lora_dist.metrics.slots.errors import ATTRIBUTES
 from lora_dist.metrics.suite import METRICS
-from lora_dist.config_io import write_config
 from lora_dist.run_dir import RunDir
 
 MRS = (
@@ -35,26 +34,26 @@ def made_run(
     official: bool = True,
     bleu: str = "mteval-v13a-sig.pl, case-insensitive",
 ) -> RunDir:
-    """A run that was trained for 20 updates with a dev set after them, decoded into `texts`, and scored.
+    """A run that was trained for 20 steps with a dev set after them, decoded into `texts`, and scored.
 
     Args:
         folder: of the run.
         settings: of training and decoding.
         scores: in the order of METRICS.
-        texts: one an MR.
+        texts: one per MR.
         mrs: of the test set.
-        adapter: stands for the adapter's bytes; of each folder its own if empty.
+        adapter: content of the adapter file; if empty, each folder has its own.
         official: whether these were the official test set.
         bleu: what computed BLEU.
     """
     run = RunDir(folder)
     world = {"processes": 2, "strategy": "ddp", "device": "cpu", "precision": "fp32"}
-    write_config(run, settings, world, {"train": "t" * 64, "dev": "d" * 64}, {"trainable": 2359296, "updates": 20})
-    updates = [
+    write_config(run, settings, world, {"train": "t" * 64, "dev": "d" * 64}, {"trainable": 2359296, "steps": 20})
+    steps = [
         {"step": step, "loss": 3 - step / 20, "lr": 1e-4, "examples_per_second": 4.0, "peak_memory_gib": [1.0, 1.25]}
         for step in (10, 20)
     ]
-    write_jsonl(run.metrics, [*updates, {"step": 20, "dev_loss": 1.9, "dev_nll": 0.1, "dev_perplexity": 1.1}])
+    write_jsonl(run.metrics, [*steps, {"step": 20, "dev_loss": 1.9, "dev_nll": 0.1, "dev_perplexity": 1.1}])
     run.adapter.mkdir()
     (run.adapter / "adapter_model.safetensors").write_text(adapter or str(folder))
     pairs = list(zip(mrs, texts, strict=True))

@@ -1,7 +1,7 @@
-"""A training that says what it took: run as a script, with the arguments of `lora-dist train`.
+"""A training that reports its memory and communication: run as a script, with the arguments of `lora-dist train`.
 
-Prints, from rank 0, a line of JSON: the most bytes it had resident after its imports and in the end (VmHWM, which
-unlike getrusage's figure starts anew with a program), and what each of its last update's collectives had in hand.
+Prints, from rank 0, a line of JSON: the peak of its resident memory after its imports and at its end, in bytes (VmHWM,
+which starts at 0 in each program, unlike getrusage's figure), and the communication volume of its last step.
 """
 
 import json
@@ -18,15 +18,16 @@ SENT = {"all_reduce": 2, "all_gather_into_tensor": 1, "reduce_scatter_tensor": 1
 
 
 def resident() -> int:
+    """Peak of this process' resident memory so far, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def count_traffic() -> list[int]:
-    """Units of (P - 1) / P bytes sent, up to the end of each update."""
-    from lora_dist.training.strategy import Replica
+def count_sent() -> list[int]:
+    """Bytes sent up to the end of each step, in units of (P - 1) / P."""
+    from lora_dist.training.strategy import TrainingStrategy
 
-    sent, after_updates = [0], [0]
+    sent, after_steps = [0], [0]
 
     def counted(function: Callable[..., Any], factor: int) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -36,21 +37,21 @@ def count_traffic() -> list[int]:
 
         return call
 
-    def step(replica: Replica, learning_rate: float) -> None:
-        original(replica, learning_rate)
-        after_updates.append(sent[0])
+    def step(strategy: TrainingStrategy, learning_rate: float) -> None:
+        original(strategy, learning_rate)
+        after_steps.append(sent[0])
 
     for name, factor in SENT.items():
         setattr(torch.distributed, name, counted(getattr(torch.distributed, name), factor))
-    original, Replica.step = Replica.step, step  # type: ignore[assignment,method-assign]
-    return after_updates
+    original, TrainingStrategy.step = TrainingStrategy.step, step  # type: ignore[assignment,method-assign]
+    return after_steps
 
 
 if __name__ == "__main__":
     from lora_dist.cli.main import main
 
-    imported, traffic = resident(), count_traffic()
+    imported, sent = resident(), count_sent()
     code = main(["train", *sys.argv[1:]])
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps({"imported": imported, "peak": resident(), "sent": traffic[-1] - traffic[-2]}))
+        print(json.dumps({"imported": imported, "peak": resident(), "sent": sent[-1] - sent[-2]}))
     sys.exit(code)

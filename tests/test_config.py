@@ -5,7 +5,16 @@ import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
-from lora_dist.config import BASELINE, DataSettings, DecodeSettings, IMPROVED, LoraSettings, ModelSettings, TrainSettings
+from lora_dist.config import (
+    BASELINE,
+    IMPROVED,
+    PRESETS,
+    DataSettings,
+    DecodeSettings,
+    LoraSettings,
+    ModelSettings,
+    TrainSettings,
+)
 from lora_dist.errors import UserError
 
 # Each row: a setting, a value it refuses, and how the message shows the two.
@@ -56,14 +65,12 @@ BOUNDARY: list[Callable[[], object]] = [
 
 
 @pytest.mark.parametrize(("make", "flag", "value"), REFUSED, ids=[f"{flag}={value}" for _, flag, value in REFUSED])
-def test_a_refusal_names_flag_and_value_and_says_what_to_give(
-    make: Callable[[], object], flag: str, value: str
-) -> None:
+def test_a_refusal_names_flag_and_value_and_a_remedy(make: Callable[[], object], flag: str, value: str) -> None:
     with pytest.raises(UserError) as error:
         make()
     head, _, remedy = str(error.value).partition(": ")
     assert head == f"{flag} is {value}"
-    assert remedy.split()[0] in ("give", "keep", "name")
+    assert remedy.startswith(("must be ", "give a ", "name at least one "))
 
 
 @pytest.mark.parametrize("make", BOUNDARY)
@@ -72,6 +79,8 @@ def test_values_on_the_boundary_are_accepted(make: Callable[[], object]) -> None
 
 
 def test_presets_are_the_papers_tables_1_and_2() -> None:
+    assert [preset.settings for preset in PRESETS.values()] == [BASELINE, IMPROVED]
+    assert list(PRESETS) == ["baseline", "improved"]
     baseline, improved = BASELINE.lora, IMPROVED.lora
     assert (baseline.rank, baseline.alpha, baseline.dropout, baseline.targets) == (4, 32, 0.1, ("c_attn",))
     assert (improved.rank, improved.alpha, improved.dropout) == (16, 32, 0.1)
@@ -86,17 +95,19 @@ def test_presets_are_the_papers_tables_1_and_2() -> None:
         assert (decode.num_beams, decode.length_penalty, decode.no_repeat_ngram_size) == (10, 0.9, 4)
 
 
-# The global batch and its share
+# The global batch and its micro-batches
 
 
 @pytest.mark.parametrize(("batch", "world", "accumulation", "micro"), [(8, 1, 1, 8), (8, 2, 2, 2), (12, 3, 1, 4)])
-def test_micro_batch_is_the_share_of_the_global_batch(batch: int, world: int, accumulation: int, micro: int) -> None:
+def test_a_micro_batch_is_the_global_batch_over_ranks_and_accumulation_steps(
+    batch: int, world: int, accumulation: int, micro: int
+) -> None:
     train = TrainSettings(global_batch_size=batch, accumulation_steps=accumulation)
     assert train.micro_batch_size(world) == micro
 
 
 def test_a_global_batch_that_does_not_divide_is_refused_with_the_multiple_to_choose() -> None:
-    with pytest.raises(UserError, match=r"--train\.global-batch-size 8 .* 3 processes x 2 .* a multiple of 6"):
+    with pytest.raises(UserError, match=r"--train\.global-batch-size is 8: .* 3 processes x 2 .* a multiple of 6"):
         TrainSettings(global_batch_size=8, accumulation_steps=2).micro_batch_size(3)
 
 
@@ -104,7 +115,7 @@ def test_a_global_batch_that_does_not_divide_is_refused_with_the_multiple_to_cho
     ("examples", "max_steps", "per_epoch", "total"),
     [(16, None, 2, 10), (17, None, 3, 15), (1, None, 1, 5), (17, 4, 3, 4), (17, 99, 3, 15), (42061, None, 5258, 26290)],
 )
-def test_updates_count_the_smaller_last_batch_and_stop_at_max_steps(
+def test_steps_include_the_smaller_last_batch_and_stop_at_max_steps(
     examples: int, max_steps: int | None, per_epoch: int, total: int
 ) -> None:
     train = TrainSettings(epochs=5, global_batch_size=8, max_steps=max_steps)
@@ -112,7 +123,7 @@ def test_updates_count_the_smaller_last_batch_and_stop_at_max_steps(
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(5, 20), (0, 7), (20, 20), (50, 20), (1, 1)])
-def test_learning_rate_is_transformers_linear_schedule(warmup: int, total: int) -> None:
+def test_the_learning_rate_is_transformers_linear_schedule(warmup: int, total: int) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup, total)
     theirs = []
@@ -121,12 +132,9 @@ def test_learning_rate_is_transformers_linear_schedule(warmup: int, total: int) 
         optimizer.step()
         schedule.step()
     train = TrainSettings(learning_rate=2e-4, warmup_steps=warmup)
-    assert [train.learning_rate_at(update, total) for update in range(total)] == pytest.approx(theirs, rel=1e-12)
+    assert [train.learning_rate_at(step, total) for step in range(total)] == pytest.approx(theirs, rel=1e-12)
 
 
-def test_learning_rate_ends_at_zero() -> None:
+def test_the_learning_rate_ends_at_zero() -> None:
     train = TrainSettings(warmup_steps=2)
     assert train.learning_rate_at(10, total=10) == train.learning_rate_at(11, total=10) == 0
-
-
-# JSON

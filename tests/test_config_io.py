@@ -1,4 +1,4 @@
-"""Settings through JSON and back, and through the words of a command line and back."""
+"""Settings as JSON and back, as arguments of a command line and back, and config.json."""
 
 import json
 from dataclasses import replace
@@ -6,11 +6,33 @@ from pathlib import Path
 
 import pytest
 
-from lora_dist.cli.commands import TrainCommand
+from lora_dist.cli.arguments import TrainCommand
 from lora_dist.cli.parsing import parse_with_preset
-from lora_dist.config import BASELINE, DataSettings, DecodeSettings, IMPROVED, LoraSettings, ModelSettings, PRESETS, Settings, TrainSettings
-from lora_dist.config_io import WITHOUT_EFFECT, as_options, changed_options, command_line, from_json, nearest_preset, to_arguments, to_json
+from lora_dist.config import (
+    BASELINE,
+    IMPROVED,
+    DataSettings,
+    DecodeSettings,
+    LoraSettings,
+    ModelSettings,
+    Settings,
+    TrainSettings,
+)
+from lora_dist.config_io import (
+    WITHOUT_EFFECT,
+    as_options,
+    changed_options,
+    command_line,
+    from_json,
+    nearest_preset,
+    read_settings,
+    to_arguments,
+    to_json,
+    versions,
+    write_config,
+)
 from lora_dist.errors import UserError
+from lora_dist.run_dir import RunDir
 
 
 @pytest.mark.parametrize(
@@ -45,7 +67,7 @@ def test_values_from_a_file_are_checked_like_those_from_the_command_line() -> No
         from_json(Settings, values)
 
 
-def test_a_preset_needs_no_words_but_its_name_and_the_model() -> None:
+def test_a_presets_command_line_has_only_its_name_and_the_model() -> None:
     assert command_line(IMPROVED) == "run improved --model.name gpt2"
     assert command_line(BASELINE) == "run baseline --model.name gpt2"
 
@@ -63,16 +85,37 @@ def test_a_preset_needs_no_words_but_its_name_and_the_model() -> None:
         replace(BASELINE, lora=LoraSettings(dropout=0.0)),
     ],
 )
-def test_the_words_of_a_command_line_give_the_settings_again(settings: Settings) -> None:
+def test_the_arguments_of_a_command_line_give_the_settings_again(settings: Settings) -> None:
     name = nearest_preset(settings)
-    words = to_arguments(changed_options(settings))
-    assert parse_with_preset(TrainCommand, "train", None, [name, *words]).sections() == settings
+    arguments = to_arguments(changed_options(settings))
+    assert parse_with_preset(TrainCommand, "train", None, [name, *arguments]).sections() == settings
 
 
-def test_the_nearest_preset_is_the_one_with_most_in_common() -> None:
+def test_the_nearest_preset_has_most_adapter_settings_in_common() -> None:
     assert nearest_preset(replace(IMPROVED, lora=replace(IMPROVED.lora, rank=8))) == "improved"
     assert nearest_preset(replace(IMPROVED, lora=replace(BASELINE.lora, dropout=0.2))) == "baseline"
 
 
 def test_options_without_effect_are_options() -> None:
-    assert set(as_options(PRESETS["baseline"], "train")) > WITHOUT_EFFECT
+    assert set(as_options(BASELINE, "train")) > WITHOUT_EFFECT
+
+
+# config.json
+
+
+def test_config_json_gives_the_settings_back_with_world_data_counts_and_versions(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    write_config(run, IMPROVED, {"size": 2}, {"train": "abc"}, {"trainable": 7})
+    assert read_settings(run) == IMPROVED
+    stored = json.loads(run.config.read_text())
+    assert (stored["world"], stored["data"], stored["counts"]) == ({"size": 2}, {"train": "abc"}, {"trainable": 7})
+    assert stored["versions"] == versions()
+    assert {"lora_dist", "python", "torch", "transformers", "accelerate"} <= versions().keys()
+
+
+@pytest.mark.parametrize("content", [None, "{", b"\xff"])
+def test_a_folder_without_a_readable_config_is_no_run(tmp_path: Path, content: str | bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=f"{tmp_path} is not the folder of a run: .*config.json"):
+        read_settings(RunDir(tmp_path))

@@ -1,1 +1,1 @@
-"""Measurements next to other programs that do the same job, in one run on one machine."""
+"""Benchmarks: our programs and others that do the same work, measured in one run on one machine."""

@@ -1,6 +1,6 @@
-"""Seconds per meaning representation (MR) of decoding, next to transformers' `generate` and CTranslate2.
+"""Seconds per meaning representation (MR) of decoding, compared with transformers' `generate` and CTranslate2.
 
-All programs get the same weights and prompts, and write exactly `NEW_TOKENS` tokens with each beam, so that they do
+All programs get the same weights and prompts, and generate exactly `NEW_TOKENS` tokens with each beam, so that they do
 the same work whatever the weights are.
 """
 
@@ -41,8 +41,8 @@ Prompts = list[list[int]]
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What every program does."""
+class DecodeInputs:
+    """What every program gets in addition to its prompts."""
 
     folder: Path
     """The model, as transformers saves it."""
@@ -51,41 +51,41 @@ class Workload:
 
 
 def bench_decode(
-    model: ModelSettings, shape: str | None, data: DataSettings, settings: DecodeSettings, count: int, threads: int
+    model: ModelSettings, shape: str | None, data: DataSettings, settings: DecodeSettings, num_mrs: int, threads: int
 ) -> list[Row]:
-    """The best of `ROUNDS` rounds in which all programs take turns, each in a fresh process.
+    """Measure all programs, which take turns in new processes; return the best of `ROUNDS` rounds.
 
     Args:
-        model: whose tokenizer and, without a shape, weights are used.
+        model: model whose tokenizer and, without a shape, weights are used.
         shape: a key of `models.SHAPES` for random weights of that shape, or None.
         data: the corpus.
-        settings: of the beam search.
-        count: test meaning representations to decode, spread evenly over the test set.
-        threads: of each process.
+        settings: settings of the beam search.
+        num_mrs: MRs of the test set to decode, spread evenly over it.
+        threads: CPU threads of each process.
     """
     tokenizer = load_tokenizer(model)
     mrs = [group.mr for group in group_by_mr(load_split(data, "test"))]
-    prompts = encode_prompts(tokenizer, mrs[:: max(1, len(mrs) // count)][:count])
+    prompts = encode_prompts(tokenizer, mrs[:: max(1, len(mrs) // num_mrs)][:num_mrs])
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
         gpt2 = save_model(model, shape, Path(name))
-        work = Workload(Path(name), replace(settings, max_new_tokens=NEW_TOKENS), tokenizer.eos_token_id)
-        found = _measure_all(work, prompts, threads)
+        inputs = DecodeInputs(Path(name), replace(settings, max_new_tokens=NEW_TOKENS), tokenizer.eos_token_id)
+        found = _measure_all(inputs, prompts, threads)
         rows = _rows(found, _operations(gpt2, prompts, settings.num_beams), len(prompts), threads)
-        return rows if bench_device().type == "cuda" else [*rows, _scaling(work, prompts)]
+        return rows if bench_device().type == "cuda" else [*rows, _scaling(inputs, prompts)]
 
 
-def _measure_all(work: Workload, prompts: Prompts, threads: int) -> dict[str, tuple[Measurement, int]]:
-    """The best measurement of each program, and how many prompts it did."""
-    few = prompts[:: max(1, len(prompts) // 4)][:4]  # one at a time takes long, and all take equally long
+def _measure_all(inputs: DecodeInputs, prompts: Prompts, threads: int) -> dict[str, tuple[Measurement, int]]:
+    """Measure each program; return the best measurement and the number of prompts."""
+    few = prompts[:: max(1, len(prompts) // 4)][:4]  # one at a time is slow, and equally slow for each
     programs: dict[str, tuple[Any, ...]] = {}
     for precision in precisions():
-        programs[f"ours, {precision}"] = (_ours, work, prompts, precision)
+        programs[f"ours, {precision}"] = (_ours, inputs, prompts, precision)
         for size in (8, 16) if bench_device().type == "cpu" else (16, 64):
-            programs[f"generate, batch {size}, {precision}"] = (_generate, work, prompts, precision, size)
-    programs["generate, one at a time, fp32 (the seed paper's way)"] = (_generate, work, few, "fp32", 1)
+            programs[f"generate, batch {size}, {precision}"] = (_generate, inputs, prompts, precision, size)
+    programs["generate, one at a time, fp32 (the seed paper's way)"] = (_generate, inputs, few, "fp32", 1)
     if find_spec("ctranslate2") is not None and bench_device().type == "cpu":
         for kind in ("float32", "int8"):
-            programs[f"CTranslate2, {kind}"] = (_ctranslate2, work, prompts, kind)
+            programs[f"CTranslate2, {kind}"] = (_ctranslate2, inputs, prompts, kind)
     best: dict[str, tuple[Measurement, int]] = {}
     turns = [(name, program) for _ in range(ROUNDS) for name, program in programs.items()]
     for name, (program, *arguments) in tqdm(turns, desc="bench decode", unit="program"):
@@ -95,12 +95,12 @@ def _measure_all(work: Workload, prompts: Prompts, threads: int) -> dict[str, tu
     return best
 
 
-def _rows(found: dict[str, tuple[Measurement, int]], operations: float, count: int, threads: int) -> list[Row]:
+def _rows(found: dict[str, tuple[Measurement, int]], operations: float, num_mrs: int, threads: int) -> list[Row]:
     ceilings = {precision: matmul_ceiling(precision, threads) for precision in precisions()}
     rows = []
     for name, (measured, done) in found.items():
         precision = "fp32" if "fp32" in name or "float32" in name else "bf16"
-        ours = found[f"ours, {precision}"][0].seconds / count
+        ours = found[f"ours, {precision}"][0].seconds / num_mrs
         seconds = measured.seconds / done
         rows.append(Row(name, round(seconds, 4), "s/MR", round(seconds / ours, 3)))
     for precision, ceiling in ceilings.items():
@@ -111,50 +111,50 @@ def _rows(found: dict[str, tuple[Measurement, int]], operations: float, count: i
     return rows
 
 
-def _scaling(work: Workload, prompts: Prompts) -> Row:
-    """Two processes compared with one, each with one thread of a CPU."""
+def _scaling(inputs: DecodeInputs, prompts: Prompts) -> Row:
+    """Measure two processes compared with one, each with one CPU thread."""
     halves = [sorted(prompts, key=len)[rank::2] for rank in range(2)]
-    shards = [(work, half, "fp32") for half in halves]
-    one = min(measure_apart(_in_turn, work, halves, "fp32", threads=1).seconds for _ in range(ROUNDS))
+    shards = [(inputs, half, "fp32") for half in halves]
+    one = min(measure_apart(_in_turn, inputs, halves, "fp32", threads=1).seconds for _ in range(ROUNDS))
     two = min(measure_together(_ours, shards).seconds for _ in range(ROUNDS))
     name = "ours, fp32, one thread each: two processes, and how many times one's time"
     return Row(name, round(two / len(prompts), 4), "s/MR", round(two / one, 3))
 
 
 def _operations(model: GPT2LMHeadModel, prompts: Prompts, beams: int) -> float:
-    """Floating-point operations that cannot be avoided: each token once through the weights."""
+    """Compute the floating-point operations that cannot be avoided: every token once through the weights."""
     body = sum(p.numel() for name, p in model.transformer.h.named_parameters() if name.endswith("weight"))
     tokens = sum(map(len, prompts)) + len(prompts) * beams * (NEW_TOKENS - 1)
     return 2.0 * float(body * tokens + model.lm_head.weight.numel() * len(prompts) * (1 + beams * (NEW_TOKENS - 1)))
 
 
-def _ours(work: Workload, prompts: Prompts, precision: Precision) -> tuple[float, None]:
-    tokenizer = load_tokenizer(ModelSettings(name=str(work.folder)))
-    gpt2 = load_base(ModelSettings(name=str(work.folder)), tokenizer, DTYPES[precision])
+def _ours(inputs: DecodeInputs, prompts: Prompts, precision: Precision) -> tuple[float, None]:
+    tokenizer = load_tokenizer(ModelSettings(name=str(inputs.folder)))
+    gpt2 = load_base(ModelSettings(name=str(inputs.folder)), tokenizer, DTYPES[precision])
     model = lay_out(gpt2.to(bench_device()))
-    never = -1  # an end-of-text that no token is
-    new_tokens = work.settings.num_beams * NEW_TOKENS
-    todo = chunks([len(p) for p in prompts], new_tokens, batch_tokens(model, work.settings, 1))
-    beam_search(model, prompts[:1], replace(work.settings, max_new_tokens=2), never)
+    never = -1  # an end-of-text id that is no token
+    new_tokens = inputs.settings.num_beams * NEW_TOKENS
+    todo = chunks([len(p) for p in prompts], new_tokens, batch_tokens(model, inputs.settings, 1))
+    beam_search(model, prompts[:1], replace(inputs.settings, max_new_tokens=2), never)
     start = now()
     for chunk in todo:
-        beam_search(model, [prompts[i] for i in chunk], work.settings, never)
+        beam_search(model, [prompts[i] for i in chunk], inputs.settings, never)
     return now() - start, None
 
 
-def _in_turn(work: Workload, shards: Sequence[Prompts], precision: Precision) -> tuple[float, None]:
-    """Ours, one shard after the other: a batch does not depend on the number of processes."""
-    return sum(_ours(work, shard, precision)[0] for shard in shards), None
+def _in_turn(inputs: DecodeInputs, shards: Sequence[Prompts], precision: Precision) -> tuple[float, None]:
+    """Run ours on one shard after the other, so that the batches are those of several processes."""
+    return sum(_ours(inputs, shard, precision)[0] for shard in shards), None
 
 
-def _generate(work: Workload, prompts: Prompts, precision: Precision, size: int) -> tuple[float, None]:
-    model = GPT2LMHeadModel.from_pretrained(work.folder, dtype=DTYPES[precision]).to(bench_device()).eval()
-    settings = work.settings
+def _generate(inputs: DecodeInputs, prompts: Prompts, precision: Precision, size: int) -> tuple[float, None]:
+    model = GPT2LMHeadModel.from_pretrained(inputs.folder, dtype=DTYPES[precision]).to(bench_device()).eval()
+    settings = inputs.settings
     ordered = sorted(prompts, key=len)
 
     def generate(batch: Sequence[Sequence[int]], new_tokens: int) -> None:
         width = max(map(len, batch))
-        ids = torch.tensor([[work.eos_id] * (width - len(p)) + list(p) for p in batch], device=model.device)
+        ids = torch.tensor([[inputs.eos_id] * (width - len(p)) + list(p) for p in batch], device=model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=model.device)
         model.generate(
             ids,
@@ -166,8 +166,8 @@ def _generate(work: Workload, prompts: Prompts, precision: Precision, size: int)
             min_new_tokens=new_tokens,
             max_new_tokens=new_tokens,
             do_sample=False,
-            eos_token_id=work.eos_id,
-            pad_token_id=work.eos_id,
+            eos_token_id=inputs.eos_id,
+            pad_token_id=inputs.eos_id,
         )
 
     with torch.inference_mode():
@@ -178,13 +178,13 @@ def _generate(work: Workload, prompts: Prompts, precision: Precision, size: int)
         return now() - start, None
 
 
-def _ctranslate2(work: Workload, prompts: Prompts, kind: str) -> tuple[float, None]:
-    """CTranslate2's beam search, batches of 8 prompts."""
+def _ctranslate2(inputs: DecodeInputs, prompts: Prompts, kind: str) -> tuple[float, None]:
+    """Time CTranslate2's beam search with batches of 8 prompts."""
     import ctranslate2
 
-    settings, tokenizer = work.settings, AutoTokenizer.from_pretrained(work.folder)
+    settings, tokenizer = inputs.settings, AutoTokenizer.from_pretrained(inputs.folder)
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
-        ctranslate2.converters.TransformersConverter(str(work.folder)).convert(name, force=True)
+        ctranslate2.converters.TransformersConverter(str(inputs.folder)).convert(name, force=True)
         generator = ctranslate2.Generator(name, device="cpu", compute_type=kind, intra_threads=torch.get_num_threads())
         options = {
             "beam_size": settings.num_beams,

@@ -1,4 +1,4 @@
-"""What the machine can do, and a separate process for each program that is measured."""
+"""Measure programs, each in a separate process, and the speed that the machine could reach."""
 
 import multiprocessing
 import time
@@ -15,21 +15,21 @@ from lora_dist.model.base import DTYPES
 from lora_dist.model.kernels.select import kernels_for
 
 CEILING_SECONDS = 10.0
-"""Time limit of the search for the ceiling: a CPU without bf16 takes seconds to emulate one product."""
+"""Time limit of `matmul_ceiling`: a CPU without bf16 takes seconds to emulate one product."""
 
 
 def bench_device() -> torch.device:
-    """Where all programs compute: a GPU if there is one."""
+    """Return the device of all programs: a GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def precisions() -> tuple[Precision, ...]:
-    """The precisions worth measuring here: bf16 only where it is not emulated."""
+    """Return the precisions to measure here: bf16 only if the hardware has it."""
     return ("fp32", "bf16") if compute_precision(bench_device()) == "bf16" else ("fp32",)
 
 
 def now() -> float:
-    """The time in seconds, once the device has finished its work."""
+    """Wait until the device has finished its work, and return the time in seconds."""
     if bench_device().type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -37,24 +37,32 @@ def now() -> float:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One program, once."""
+    """One measurement of a program."""
 
     seconds: float
-    """Of the measured part, without loading and warm-up."""
+    """Seconds of the measured part, without loading and warm-up."""
     peak_bytes: int
-    """Peak memory of its process: a GPU's tensors where it used one, else all that was resident."""
+    """Peak memory of the process: tensors if it used a GPU, else all resident memory."""
     result: Any
-    """What else the program returned."""
+    """The second value that the program returned."""
 
 
 def measure_apart(program: Callable[..., tuple[float, Any]], *arguments: Any, threads: int) -> Measurement:
-    """Run `program`, which returns its seconds and a result, in a fresh process with `threads` threads."""
+    """Run a program, which returns its seconds and a result, in a new process with `threads` threads."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measure, program, arguments, threads).result()
 
 
 def measure_together(program: Callable[..., tuple[float, Any]], shards: Sequence[tuple[Any, ...]]) -> Measurement:
-    """The same in one process per shard, all at once, each with one thread; the seconds are the slowest's."""
+    """Run a program on all shards at once, each in a new process with one thread.
+
+    Args:
+        program: returns its seconds and a result.
+        shards: arguments of each process.
+
+    Returns:
+        The seconds of the slowest process, the greatest peak memory, and a list of the results.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(shards), mp_context=context) as pool:
         found = [future.result() for future in [pool.submit(_measure, program, shard, 1) for shard in shards]]
@@ -70,16 +78,16 @@ def _measure(program: Callable[..., tuple[float, Any]], arguments: tuple[Any, ..
 
 
 def matmul_ceiling(precision: Precision, threads: int) -> float:
-    """Floating-point operations per second of a product as large as GPT-2's: the best of several.
+    """Measure the floating-point operations per second of a product in GPT-2's sizes, the best of several runs.
 
     Args:
-        precision: of the product.
-        threads: of the CPU.
+        precision: precision of the product.
+        threads: CPU threads.
     """
     torch.set_num_threads(threads)
     a = torch.randn(1024, 768, dtype=DTYPES[precision], device=bench_device())
     b = torch.randn(768, 3072, dtype=DTYPES[precision], device=bench_device())
-    # A GPU gets many at a time, as one ends before the next is launched.
+    # Many at a time on a GPU, as a single product ends before the next one is launched.
     together = 100 if a.device.type == "cuda" else 1
     projection = kernels_for(a.device).projection(b.t(), differentiable=False)
     ways: list[Callable[[], torch.Tensor]] = [lambda: a @ b, lambda: projection.logits(a)]

@@ -1,4 +1,4 @@
-"""The models that programs are measured with, as folders that each of them can load."""
+"""The models of the benchmarks, as folders that every program can load."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from lora_dist.config import ModelSettings
 from lora_dist.model.base import PUBLISHED, load_base, load_tokenizer
 
 SHAPES = {"small": "gpt2", "medium": "gpt2-medium"}
-"""Whose published shape it is."""
+"""The model whose published shape each name stands for."""
 
 
 def save_model(model: ModelSettings, shape: str | None, folder: Path) -> GPT2LMHeadModel:
     """Write model and tokenizer, both with the reference token, to `folder` in fp32, and return the model.
 
     Args:
-        model: whose tokenizer and, without a shape, weights are used.
+        model: model whose tokenizer and, without a shape, weights are used.
         shape: a key of `SHAPES` for random weights of that shape, or None.
-        folder: is made if need be.
+        folder: output folder, created if it does not exist.
     """
     tokenizer = load_tokenizer(model)
     gpt2 = load_base(model, tokenizer, torch.float32) if shape is None else _random_gpt2(shape, len(tokenizer))

@@ -1,4 +1,4 @@
-"""Measurements of our programs next to others that do the same, in one run on one machine."""
+"""Measurements of our programs and others that do the same work, in one run on one machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ class Row:
     value: float
     unit: str
     ratio: float
-    """How many times ours this is; ours in the same precision where there are several."""
+    """Cost relative to ours in the same precision: 2 is twice our time, or half our rate. Rows that compare something
+    else say so in their name."""
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows for a terminal."""
+def rows_table(rows: Sequence[Row]) -> str:
+    """Format rows as a table for a terminal."""
     width = max(len(row.name) for row in rows)
     return "\n".join(f"{row.name:<{width}} {row.value:10.3f} {row.unit:<12} {row.ratio:8.2f} x" for row in rows)

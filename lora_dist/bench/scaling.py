@@ -1,4 +1,4 @@
-"""How much faster two processes train than one, each with one thread, and how long they spend in communication."""
+"""Training speed of two processes compared with one, each with one thread, and their time in communication."""
 
 import json
 import os
@@ -26,19 +26,19 @@ from lora_dist.run_dir import RunDir
 
 ROUNDS = 2
 WARM_UP = 100
-"""Steps before those that are timed: until then the products of some shapes are prepared, by two processes each."""
+"""Steps before those that are timed: until then, each process compiles kernels for new shapes of products."""
 PROFILED = 5
-"""Steps after those, in which the time in collectives is measured; the profiler slows them down."""
+"""Steps after those that are timed, in which the profiler measures the time in collectives; it slows them down."""
 
 
 def bench_scaling(settings: Settings, shape: str | None, precision: Precision, steps: int) -> list[Row]:
-    """The best of `ROUNDS` rounds in which one process and two take turns.
+    """Measure training with one process and with two, which take turns; return the best of `ROUNDS` rounds.
 
     Args:
-        settings: of the training; the global batch is sharded over the processes.
+        settings: settings of the training; the global batch is sharded over the processes.
         shape: a key of `models.SHAPES` for random weights of that shape, or None for the model's own.
-        precision: of the frozen weights.
-        steps: how many are timed.
+        precision: precision of the frozen weights.
+        steps: steps to time.
 
     Raises:
         UserError: if model or data cannot be read, or a program fails.
@@ -52,7 +52,7 @@ def bench_scaling(settings: Settings, shape: str | None, precision: Precision, s
         folder = Path(name)
         save_model(settings.model, shape, folder / "model")
         own = replace(settings, model=replace(settings.model, name=str(folder / "model")))
-        write_json(folder / "job.json", {"settings": to_json(own), "warm_up": WARM_UP, "steps": steps})
+        write_json(folder / "arguments.json", {"settings": to_json(own), "warm_up": WARM_UP, "steps": steps})
         turns = [(processes, command) for _ in range(ROUNDS) for processes, command in programs.items()]
         for processes, command in tqdm(turns, desc="bench scaling", unit="program"):
             result = _run(command, folder, precision)
@@ -70,21 +70,26 @@ def bench_scaling(settings: Settings, shape: str | None, precision: Precision, s
 
 def _run(command: Sequence[str], folder: Path, precision: Precision) -> dict[str, Any]:
     own = {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": MIXED_PRECISION[precision], "CUDA_VISIBLE_DEVICES": ""}
-    arguments = [*command, str(folder / "job.json"), str(folder / "result.json")]
-    done = subprocess.run(arguments, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+    whole = [*command, str(folder / "arguments.json"), str(folder / "result.json")]
+    done = subprocess.run(whole, env={**os.environ, **own}, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UserError(f"bench scaling: a program failed: {failure_reason(done)}")
     return read_json(folder / "result.json", "bench scaling: a program wrote no result")
 
 
-def _measure(job: dict[str, Any], result: Path) -> None:
-    """What each process of a program does: seconds per step, and of these in communication and waiting."""
+def _measure(arguments: dict[str, Any], result: Path) -> None:
+    """Measure, in each process of a program, the seconds per step and those spent in communication and waiting.
+
+    Args:
+        arguments: `settings`, `warm_up` and `steps`.
+        result: JSON file that rank 0 writes.
+    """
     from lora_dist.distributed.collectives import barrier, gather_objects
     from lora_dist.distributed.world import world
     from lora_dist.training.trainer import Trainer
 
-    settings: Settings = from_json(Settings, job["settings"])
-    warm_up, steps = int(job["warm_up"]), int(job["steps"])
+    settings: Settings = from_json(Settings, arguments["settings"])
+    warm_up, steps = int(arguments["warm_up"]), int(arguments["steps"])
     with world() as here:
         torch.set_num_threads(1)
         trainer = Trainer(settings, RunDir(result.with_suffix("")), here)
@@ -102,7 +107,7 @@ def _measure(job: dict[str, Any], result: Path) -> None:
         spent = sum(event.cpu_time_total for event in profile.key_averages() if event.key.startswith("gloo:"))
         each = gather_objects(here, [spent / 1e6 / PROFILED])
         if here.is_main:
-            # The last to reach a collective waits for none, so its time there is that of the communication.
+            # The last rank to reach a collective does not wait, so its time there is that of the communication.
             communication = min(each)
             waiting = statistics.mean(each) - communication
             write_json(result, {"seconds": seconds, "communication": communication, "waiting": waiting})

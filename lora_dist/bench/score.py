@@ -1,4 +1,4 @@
-"""Time to score the test set, beside the official script's."""
+"""Seconds to score the test set, compared with the official script."""
 
 import os
 import subprocess
@@ -18,13 +18,13 @@ REPEATS = 3
 
 
 def bench_score(data: DataSettings, official: Path | None) -> list[Row]:
-    """Seconds to score the test set, from the start of the process to its end: the best of `REPEATS`, taken in turn.
+    """Measure the seconds to score the test set, from the start of the process to its end.
 
-    The first reference of each meaning representation is taken for its output, and scored against all of them.
+    The first reference of each meaning representation is taken as its output and scored against all of them.
 
     Args:
-        data: Where the corpus is.
-        official: A checkout of github.com/tuetschek/e2e-metrics, to be measured too; it runs with this Python, and with
+        data: the corpus.
+        official: checkout of github.com/tuetschek/e2e-metrics, to be measured too; it runs with this Python and with
             our Java on its PATH.
 
     Raises:
@@ -51,7 +51,10 @@ def bench_score(data: DataSettings, official: Path | None) -> list[Row]:
 
 
 def _best_seconds(commands: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -> dict[str, float]:
-    """The least wall time of each command; they take turns, so that what slows the machine meets all of them."""
+    """Measure the least wall time of each command in `REPEATS` rounds.
+
+    The commands take turns, so that a slow phase of the machine affects all of them.
+    """
     best = dict.fromkeys(commands, float("inf"))
     for _ in range(REPEATS):
         for name, command in commands.items():

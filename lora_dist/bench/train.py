@@ -1,18 +1,18 @@
-"""Examples per second of training, next to the seed paper's, PEFT with transformers' Trainer, and loralib.
+"""Examples per second of training, compared with the seed paper's way, PEFT with transformers' Trainer, and loralib.
 
-In one run on one machine, with the same checkpoint, adapter, examples, global batches and AdamW for all. The rows are
+All run on one machine with the same checkpoint, adapter, examples, global batches and AdamW. The rows are
 
-- the seed paper's: PEFT and Trainer, padded to 128 tokens, the loss on all that is not padding, fp32;
-- PEFT and Trainer: padded to the longest of a batch, the loss on the reference; in bf16 both with fp32 weights under
-  autocast and with frozen weights in bf16;
-- loralib: the LoRA authors' layers in a plain loop, padded to 128, the loss on the reference;
+- the seed paper's: PEFT and Trainer, padded to 128 tokens, the loss on everything but padding, fp32;
+- PEFT and Trainer: padded to the longest example of a batch, the loss on the reference; in bf16 both with fp32 weights
+  under autocast and with frozen weights in bf16;
+- loralib: the LoRA authors' layers in a plain loop, padded to 128 tokens, the loss on the reference;
 - ours: the steps of `lora-dist train`;
 - ours, N references per MR: the same with `--train.refs-per-mr N`, which has other batches.
 
-GPT-2's own dropout is off for all unless `--model.dropout` is given, LoRA's is the preset's. A fused `c_attn` has one
-pair of matrices everywhere. The losses show that all learn the same: they agree with `--lora.dropout 0`. With dropout
-each program draws its own, and ours the same again when a step is repeated to be timed, which lowers its loss a
-little.
+GPT-2's own dropout is off for all unless `--model.dropout` is given; LoRA's is the preset's. A fused `c_attn` has one
+pair of matrices everywhere. The losses show that all programs compute the same: they agree with `--lora.dropout 0`.
+With dropout, each program draws its own masks. Ours draws the same ones again when the steps are repeated to be timed,
+which lowers its loss a little.
 """
 
 import os
@@ -29,8 +29,8 @@ from transformers import GPT2LMHeadModel
 from lora_dist.bench.machine import Measurement, matmul_ceiling, measure_apart, precisions
 from lora_dist.bench.models import save_model
 from lora_dist.bench.rows import Row
-from lora_dist.bench.train_programs import FIXED_LENGTH, Format, Workload, loralib, ours, trainer
-from lora_dist.bench.work import count, necessary_work
+from lora_dist.bench.train_programs import FIXED_LENGTH, NumberFormat, TrainInputs, loralib, ours, peft_trainer
+from lora_dist.bench.work import count_tokens, necessary_work
 from lora_dist.config import Precision, Settings
 from lora_dist.data.sampler import global_batch, training_order
 from lora_dist.data.token_cache import load_corpus
@@ -43,16 +43,16 @@ from lora_dist.model.base import identify, load_tokenizer
 ROUNDS = 2
 
 REFS_PER_MR = 8
-"""References behind one copy of their MR in the last program, unless the settings have a number."""
+"""References that share an MR in the last program, unless the settings have more than 1."""
 
 SEED, PEFT = "the seed paper's", "PEFT and Trainer"
 
-FORMATS: dict[Format, tuple[str, Precision]] = {
+FORMATS: dict[NumberFormat, tuple[str, Precision]] = {
     "fp32": ("fp32", "fp32"),
     "autocast": ("bf16 autocast", "bf16"),
     "bf16": ("bf16 weights", "bf16"),
 }
-"""Names of a peer's number formats in the rows, and the precision of ours that they are compared with."""
+"""Name of a peer's number format in the rows, and our precision that it is compared with."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,20 @@ class Program:
 
     run: Callable[..., tuple[float, float]]
     """Returns the seconds and the mean loss of the steps."""
-    workload: Workload
+    inputs: TrainInputs
     arguments: tuple[object, ...]
-    """What it takes besides the workload."""
+    """Further arguments of `run`."""
     precision: Precision
 
 
 def bench_train(settings: Settings, shape: str | None, steps: int, threads: int) -> list[Row]:
-    """The best of `ROUNDS` rounds in which all programs take turns, each in a process of its own.
+    """Measure all programs, which take turns in separate processes; return the best of `ROUNDS` rounds.
 
     Args:
-        settings: of the training; the learning rate is its peak throughout.
+        settings: settings of the training; the learning rate is the peak throughout.
         shape: a key of `models.SHAPES` for random weights of that shape, or None for the model's own.
-        steps: how many are timed, after the same ones as a warm-up.
-        threads: of each process.
+        steps: steps to time, after the same steps as a warm-up.
+        threads: CPU threads of each process.
 
     Raises:
         UserError: if model or data cannot be read, or there are too few examples.
@@ -97,15 +97,15 @@ def bench_train(settings: Settings, shape: str | None, steps: int, threads: int)
             )
             for refs in (1, cfg.refs_per_mr if cfg.refs_per_mr > 1 else REFS_PER_MR)
         )
-        programs = _programs(*(_workload(each, adapter, examples, gpt2, steps) for each in (exact, shared)))
+        programs = _programs(*(_inputs(each, adapter, examples, gpt2, steps) for each in (exact, shared)))
         found = _measure_all(programs, threads)
     return _rows(programs, found, gpt2, threads)
 
 
-def _workload(
+def _inputs(
     settings: Settings, adapter: Path, examples: TokenizedExamples, gpt2: GPT2LMHeadModel, steps: int
-) -> Workload:
-    """Those `steps` in a row whose work is nearest to the mean: their examples represent the corpus."""
+) -> TrainInputs:
+    """Choose the consecutive `steps` whose mean work is closest to that of the corpus, so that they represent it."""
     cfg = settings.train
     size = cfg.global_batch_size
     whole = len(examples) // size
@@ -113,23 +113,24 @@ def _workload(
         raise UserError(f"--updates is {steps}: must be 1 to {whole}, as the corpus has {len(examples)} examples")
     order = training_order(examples.mrs, cfg.seed, 0, cfg.refs_per_mr)
     batches = [global_batch(order, number, size) for number in range(whole)]
-    work = np.array([necessary_work(gpt2, count(examples, [batch], cfg.refs_per_mr > 1)) for batch in batches])
+    work = np.array([necessary_work(gpt2, count_tokens(examples, [batch], cfg.refs_per_mr > 1)) for batch in batches])
     means = np.convolve(work, np.full(steps, 1 / steps), "valid")
     first = int(np.abs(means - work.mean()).argmin())
-    return Workload(settings, adapter, examples, range(first, first + steps), gpt2.config.eos_token_id)
+    return TrainInputs(settings, adapter, examples, range(first, first + steps), gpt2.config.eos_token_id)
 
 
-def _programs(exact: Workload, shared: Workload) -> dict[str, Program]:
+def _programs(exact: TrainInputs, shared: TrainInputs) -> dict[str, Program]:
+    """Return the programs by name: `exact` has one reference per MR, `shared` several."""
     *_, best = measured = precisions()
     found: dict[str, Program] = {}
     if find_spec("peft") is not None:
-        found[f"{SEED}, fp32"] = Program(trainer, exact, ("fp32", FIXED_LENGTH, True), "fp32")
-        for numbers, (name, precision) in FORMATS.items():
-            found[f"{PEFT}, {name}"] = Program(trainer, exact, (numbers, None, False), precision)
+        found[f"{SEED}, fp32"] = Program(peft_trainer, exact, ("fp32", FIXED_LENGTH, True), "fp32")
+        for number_format, (name, precision) in FORMATS.items():
+            found[f"{PEFT}, {name}"] = Program(peft_trainer, exact, (number_format, None, False), precision)
     if find_spec("loralib") is not None:
-        for numbers in ("fp32", "autocast"):
-            name, precision = FORMATS[numbers]
-            found[f"loralib, {name}"] = Program(loralib, exact, (numbers,), precision)
+        for number_format in ("fp32", "autocast"):
+            name, precision = FORMATS[number_format]
+            found[f"loralib, {name}"] = Program(loralib, exact, (number_format,), precision)
     for precision in measured:
         found[f"ours, {precision}"] = Program(ours, exact, (precision,), precision)
     refs = shared.settings.train.refs_per_mr
@@ -138,11 +139,11 @@ def _programs(exact: Workload, shared: Workload) -> dict[str, Program]:
 
 
 def _measure_all(programs: Mapping[str, Program], threads: int) -> dict[str, Measurement]:
-    """The best measurement of each program."""
+    """Measure each program and return its best measurement."""
     best: dict[str, Measurement] = {}
     turns = [(name, program) for _ in range(ROUNDS) for name, program in programs.items()]
     for name, program in tqdm(turns, desc="bench train", unit="program"):
-        measured = measure_apart(program.run, program.workload, *program.arguments, threads=threads)
+        measured = measure_apart(program.run, program.inputs, *program.arguments, threads=threads)
         if name not in best or measured.seconds < best[name].seconds:
             best[name] = measured
     return best
@@ -154,9 +155,10 @@ def _rows(
     ceilings = {name: matmul_ceiling(name, threads) for name in precisions()}
     rates, shares, peaks, losses = dict[str, float](), dict[str, float](), dict[str, float](), dict[str, float]()
     for name, program in programs.items():
-        workload, measured = program.workload, found[name]
-        batches = workload.batches()
-        work = necessary_work(gpt2, count(workload.examples, batches, workload.settings.train.refs_per_mr > 1))
+        inputs, measured = program.inputs, found[name]
+        batches = inputs.batches()
+        counts = count_tokens(inputs.examples, batches, inputs.settings.train.refs_per_mr > 1)
+        work = necessary_work(gpt2, counts)
         rates[name] = sum(map(len, batches)) / measured.seconds
         shares[name] = work / measured.seconds / ceilings[program.precision]
         peaks[name] = measured.peak_bytes / 2**30
@@ -180,7 +182,7 @@ def _rows(
 
 
 def _gains(rates: Mapping[str, float]) -> list[Row]:
-    """How many times a peer's best rate ours are, both in their best precision."""
+    """Compare our rates with the best rate of each peer, in whatever precision each is fastest."""
     rows = []
     mine = [name for name in rates if name.startswith("ours")][-2:]
     for peer, times in ((SEED, "the seed paper's"), (PEFT, "PEFT's best")):

@@ -1,8 +1,8 @@
 """The programs that `bench train` measures: ours, PEFT with transformers' Trainer, and loralib's layers in a loop.
 
-All start from one checkpoint and one adapter, and make the same steps twice: once as a warm-up, as products of a new
-shape take longer, then timed. What the peers can choose is chosen for speed: no KV cache, the faster attention of
-transformers' two, no gradient norm where nothing is clipped, batches collated in the process.
+All start from the same checkpoint and adapter, and make the same steps twice: once as a warm-up, as products of a new
+shape take longer, then timed. The peers' options are chosen for speed: no KV cache, the faster of transformers' two
+attention implementations, no gradient norm without clipping, batches collated in the process.
 """
 
 import os
@@ -33,110 +33,121 @@ from lora_dist.model.lora import PEFT_PREFIX
 from lora_dist.run_dir import RunDir
 from lora_dist.training.trainer import Trainer, seed_everything
 
-Format = Literal["fp32", "autocast", "bf16"]
+NumberFormat = Literal["fp32", "autocast", "bf16"]
 """fp32 throughout, bf16 products of fp32 weights, or frozen weights in bf16 too."""
 
 FIXED_LENGTH = 128
-"""Tokens that the seed paper's and the LoRA authors' kind of loop pad an example to."""
+"""Tokens that the seed paper and the LoRA authors pad each example to."""
 
 ENDLESS = 10**9
 """Epochs of a training whose learning rate stays at its peak."""
 
 
 @dataclass(frozen=True, eq=False)
-class Workload:
-    """What every program does."""
+class TrainInputs:
+    """What every program gets."""
 
     settings: Settings
-    """The model's name is a folder. The learning rate is the peak throughout."""
+    """Settings of the training; the model's name is a folder, and the learning rate is the peak throughout."""
     adapter: Path
     """The untrained adapter, in PEFT's layout."""
     examples: TokenizedExamples
     steps: range
-    """The steps, by their number in the first epoch."""
+    """The steps to make, by their position in the first epoch."""
     pad_id: int
 
     def batches(self) -> list[Indices]:
-        """The examples of each step."""
+        """Return the examples of each step: (<= global batch size,) each."""
         cfg = self.settings.train
         order = training_order(self.examples.mrs, cfg.seed, 0, cfg.refs_per_mr)
         return [global_batch(order, number, cfg.global_batch_size) for number in self.steps]
 
 
-def ours(work: Workload, precision: Precision) -> tuple[float, float]:
-    """Seconds and mean loss of the steps in this package."""
+def ours(inputs: TrainInputs, precision: Precision) -> tuple[float, float]:
+    """Time the steps in this package; return seconds and mean loss."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = MIXED_PRECISION[precision]
-    settings = replace(work.settings, train=replace(work.settings.train, epochs=ENDLESS))
+    settings = replace(inputs.settings, train=replace(inputs.settings.train, epochs=ENDLESS))
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as folder, world(str(bench_device())) as here:
-        training = Trainer(settings, RunDir(Path(folder, "run")), here)
+        trainer = Trainer(settings, RunDir(Path(folder, "run")), here)
 
         def step(k: int) -> Tensor:
-            done = training.step(work.steps[k])
+            done = trainer.step(inputs.steps[k])
             return done.sums[0] / done.labels
 
-        return _twice(step, len(work.steps))
+        return _time_second_pass(step, len(inputs.steps))
 
 
-def trainer(work: Workload, numbers: Format, length: int | None, everywhere: bool) -> tuple[float, float]:
-    """Seconds and mean loss of the steps in PEFT's layers and transformers' Trainer.
+def peft_trainer(
+    inputs: TrainInputs, number_format: NumberFormat, pad_to: int | None, label_mrs: bool
+) -> tuple[float, float]:
+    """Time the steps in PEFT's layers and transformers' Trainer; return seconds and mean loss.
 
     Args:
-        work: the steps.
-        numbers: the number formats.
-        length: tokens that each example is padded to at least; None is the longest of its batch.
-        everywhere: whether the meaning representation has labels too.
+        inputs: model, adapter and steps.
+        number_format: formats of weights and products.
+        pad_to: tokens that each example is padded to at least; None is the longest example of its batch.
+        label_mrs: whether the meaning representations have labels too.
     """
     from peft import PeftModel
 
-    warnings.simplefilter("ignore")  # of transformers about names that the Trainer itself uses
+    warnings.simplefilter("ignore")  # transformers warns about names that its Trainer itself uses
     if bench_device().type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, which the Trainer imports, says that it found no GPU
-    cfg, times = work.settings.train, list[float]()
-    model = PeftModel.from_pretrained(_gpt2(work, numbers), work.adapter, is_trainable=True)
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed, which the Trainer imports, warns that it found no GPU
+    times = list[float]()
+    model = PeftModel.from_pretrained(_gpt2(inputs, number_format), inputs.adapter, is_trainable=True)
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-            if state.global_step in (len(work.steps), 2 * len(work.steps)):
+            if state.global_step in (len(inputs.steps), 2 * len(inputs.steps)):
                 times.append(now())
 
-    running = HuggingFaceTrainer(
+    trainer = HuggingFaceTrainer(
         model,
-        TrainingArguments(
-            output_dir=str(work.adapter / "trainer"),
-            max_steps=2 * len(work.steps),
-            per_device_train_batch_size=cfg.global_batch_size,
-            learning_rate=cfg.learning_rate,
-            lr_scheduler_type="constant",
-            weight_decay=cfg.weight_decay,
-            label_smoothing_factor=cfg.label_smoothing,
-            max_grad_norm=cfg.max_grad_norm or 0.0,
-            seed=cfg.seed,
-            bf16=numbers != "fp32",
-            use_cpu=bench_device().type == "cpu",
-            train_sampling_strategy="sequential",
-            remove_unused_columns=False,
-            logging_steps=len(work.steps),
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-        ),
-        data_collator=lambda chosen: padded(work, np.array(chosen), length, everywhere),
-        train_dataset=np.concatenate(work.batches() * 2).tolist(),
+        _training_arguments(inputs, bf16=number_format != "fp32"),
+        data_collator=lambda chosen: pad_examples(inputs, np.array(chosen), pad_to, label_mrs),
+        train_dataset=np.concatenate(inputs.batches() * 2).tolist(),
         callbacks=[Clock()],
     )
-    running.remove_callback(PrinterCallback)
-    running.train()
-    losses = [line["loss"] for line in running.state.log_history if "loss" in line]
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return times[1] - times[0], float(losses[1])
 
 
-def loralib(work: Workload, numbers: Format) -> tuple[float, float]:
-    """Seconds and mean loss of the steps in the LoRA authors' layers and a plain loop, padded to `FIXED_LENGTH`."""
+def _training_arguments(inputs: TrainInputs, *, bf16: bool) -> TrainingArguments:
+    cfg = inputs.settings.train
+    return TrainingArguments(
+        output_dir=str(inputs.adapter / "trainer"),
+        max_steps=2 * len(inputs.steps),
+        per_device_train_batch_size=cfg.global_batch_size,
+        learning_rate=cfg.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=cfg.weight_decay,
+        label_smoothing_factor=cfg.label_smoothing,
+        max_grad_norm=cfg.max_grad_norm or 0.0,
+        seed=cfg.seed,
+        bf16=bf16,
+        use_cpu=bench_device().type == "cpu",
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        logging_steps=len(inputs.steps),
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+
+def loralib(inputs: TrainInputs, number_format: NumberFormat) -> tuple[float, float]:
+    """Time the steps in the LoRA authors' layers and a plain loop, padded to `FIXED_LENGTH`.
+
+    Returns:
+        Seconds and mean loss.
+    """
     import loralib as authors
 
-    lora, cfg = work.settings.lora, work.settings.train
-    model = _gpt2(work, numbers)
-    state = load_adapter_state(work.adapter)
+    lora, cfg = inputs.settings.lora, inputs.settings.train
+    model = _gpt2(inputs, number_format)
+    state = load_adapter_state(inputs.adapter)
     for path in dict.fromkeys(name.rpartition(".lora_")[0].removeprefix(PEFT_PREFIX) for name in state):
         frozen = model.get_submodule(path)
         layer = authors.Linear(
@@ -149,63 +160,63 @@ def loralib(work: Workload, numbers: Format) -> tuple[float, float]:
         setattr(model.get_submodule(parent), child, layer)
     authors.mark_only_lora_as_trainable(model)
     model.to(bench_device()).train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
-    batches = work.batches()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+    batches = inputs.batches()
     seed_everything(cfg.seed, deterministic=False)
 
     def step(k: int) -> Tensor:
-        plain = padded(work, batches[k], FIXED_LENGTH, False)
-        batch = {name: value.to(bench_device()) for name, value in plain.items()}
+        padded = pad_examples(inputs, batches[k], FIXED_LENGTH, False)
+        batch = {name: value.to(bench_device()) for name, value in padded.items()}
         labels = batch.pop("labels")[:, 1:].flatten()
-        with torch.autocast(bench_device().type, torch.bfloat16, enabled=numbers != "fp32"):
+        with torch.autocast(bench_device().type, torch.bfloat16, enabled=number_format != "fp32"):
             logits = model(**batch).logits[:, :-1].flatten(0, 1)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=cfg.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         if cfg.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(trained, cfg.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()
 
-    return _twice(step, len(batches))
+    return _time_second_pass(step, len(batches))
 
 
-def padded(work: Workload, chosen: Indices, length: int | None, everywhere: bool) -> dict[str, Tensor]:
-    """Examples `chosen` (n,) as transformers' models take them, padded on the right: each (n, length).
+def pad_examples(inputs: TrainInputs, chosen: Indices, pad_to: int | None, label_mrs: bool) -> dict[str, Tensor]:
+    """Pad examples `chosen` (n,) on the right for transformers' models: tensors (n, length).
 
-    Padding has no label; with `everywhere` all else has one, otherwise only the reference and its end.
+    The reference and its end have labels, and with `label_mrs` the meaning representation too.
     """
-    examples, lengths = work.examples, work.examples.lengths[chosen]
-    width = max(int(lengths.max()), length or 0)
-    ids = torch.full((len(chosen), width), work.pad_id)
+    examples, lengths = inputs.examples, inputs.examples.lengths[chosen]
+    width = max(int(lengths.max()), pad_to or 0)
+    ids = torch.full((len(chosen), width), inputs.pad_id)
     labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-    for row, (index, count) in enumerate(zip(chosen.tolist(), lengths.tolist(), strict=True)):
-        start, first = int(examples.starts[index]), 0 if everywhere else int(examples.prompt_lengths[index])
-        ids[row, :count] = torch.from_numpy(examples.ids[start : start + count].astype(np.int64))
-        labels[row, first:count] = ids[row, first:count]
-        mask[row, :count] = 1
+    for row, (index, length) in enumerate(zip(chosen.tolist(), lengths.tolist(), strict=True)):
+        start, first = int(examples.starts[index]), 0 if label_mrs else int(examples.prompt_lengths[index])
+        ids[row, :length] = torch.from_numpy(examples.ids[start : start + length].astype(np.int64))
+        labels[row, first:length] = ids[row, first:length]
+        mask[row, :length] = 1
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def _gpt2(work: Workload, numbers: Format) -> GPT2LMHeadModel:
-    """The checkpoint in transformers' own layers, with the same dropout as ours."""
+def _gpt2(inputs: TrainInputs, number_format: NumberFormat) -> GPT2LMHeadModel:
+    """Load the checkpoint in transformers' own layers, with the same dropout as ours."""
     transformers_logging.disable_progress_bar()
-    dropout = work.settings.model.dropout
+    dropout = inputs.settings.model.dropout
     own = {} if dropout is None else dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), dropout)
     return GPT2LMHeadModel.from_pretrained(
-        work.settings.model.name,
-        dtype=DTYPES["bf16" if numbers == "bf16" else "fp32"],
+        inputs.settings.model.name,
+        dtype=DTYPES["bf16" if number_format == "bf16" else "fp32"],
         attn_implementation="eager" if bench_device().type == "cpu" else "sdpa",
         use_cache=False,
         **own,
     )
 
 
-def _twice(step: Callable[[int], Tensor], count: int) -> tuple[float, float]:
-    """Seconds of the second time that the `count` steps are made, and its mean loss."""
-    for k in range(count):
+def _time_second_pass(step: Callable[[int], Tensor], steps: int) -> tuple[float, float]:
+    """Make `steps` steps twice; return the seconds and the mean loss of the second time."""
+    for k in range(steps):
         step(k)
     start = now()
-    losses = [step(k) for k in range(count)]
+    losses = [step(k) for k in range(steps)]
     return now() - start, float(torch.stack(losses).mean())

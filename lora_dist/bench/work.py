@@ -1,4 +1,4 @@
-"""The work that a training step cannot avoid, to be compared with what the machine could do."""
+"""The floating-point operations that a training step cannot avoid, to compare with the speed of the machine."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,48 +12,54 @@ from lora_dist.model.lora import LoraConv1D
 
 
 @dataclass(frozen=True)
-class Counts:
+class TokenCounts:
     """Contents of some global batches."""
 
     tokens: int
-    """Tokens that go through the model: no padding, no last token of an example, shared ones once."""
+    """Tokens that go through the model: without padding and the last token of each example, shared MRs once."""
     labels: int
     """Tokens that are predicted."""
     pairs: int
-    """Pairs of a token and one that it attends to, itself included."""
+    """Pairs of a token and a token that it attends to, which may be itself."""
     label_pairs: int
-    """The same for the tokens that predict a label only."""
+    """Those of `pairs` whose first token predicts a label."""
 
 
-def count(examples: TokenizedExamples, batches: Iterable[Indices], share: bool) -> Counts:
-    """Count `batches`, each of indices (n,); with `share` examples of one MR in a batch share it."""
+def count_tokens(examples: TokenizedExamples, batches: Iterable[Indices], share_mrs: bool) -> TokenCounts:
+    """Count the tokens of some global batches.
+
+    Args:
+        examples: the training set.
+        batches: examples of each batch: (n,) each.
+        share_mrs: whether the examples of a batch with the same MR share one copy of it.
+    """
     tokens = labels = pairs = label_pairs = 0
     for batch in batches:
         before = examples.prompt_lengths[batch] - 1  # the last of a prompt already predicts
         own = examples.label_counts[batch]
-        firsts = np.unique(examples.mrs[batch], return_index=True)[1] if share else np.arange(len(batch))
+        firsts = np.unique(examples.mrs[batch], return_index=True)[1] if share_mrs else np.arange(len(batch))
         from_prompts = before * (before + 1) // 2
         from_labels = (before + own) * (before + own + 1) // 2 - from_prompts
         tokens += int(before[firsts].sum() + own.sum())
         labels += int(own.sum())
         pairs += int(from_prompts[firsts].sum() + from_labels.sum())
         label_pairs += int(from_labels.sum())
-    return Counts(tokens, labels, pairs, label_pairs)
+    return TokenCounts(tokens, labels, pairs, label_pairs)
 
 
-def necessary_work(model: GPT2LMHeadModel, counts: Counts) -> float:
-    """Floating-point operations of the matrix products that no implementation can skip.
+def necessary_work(model: GPT2LMHeadModel, counts: TokenCounts) -> float:
+    """Compute the floating-point operations of the matrix products that no implementation can skip.
 
-    2 per weight and token forward, and 2 more backward where something is trained below, for the gradient of the input;
-    none for a frozen weight's own. A (r, in) and B (out, r) take 2 r (in + out) forward, the same for their own
-    gradients, 2 r out for that of A x, and 2 r in for that of x where it is needed. Attention is two products forward
-    and four backward, over the visible pairs. The last layer is needed where there is a label, except for its `c_attn`,
-    which all tokens are attended to through (of its queries more than a label's are counted, 0.3 % of the whole); so
-    are the logits, with 2 per weight and label forward and 2 backward.
+    A frozen weight takes 2 per element and token forward, and 2 backward for the gradient of its input if an adapter is
+    below it. A (r, in) and B (out, r) take 2 r (in + out) forward and the same for their own gradients, 2 r out for the
+    gradient of A x, and 2 r in for that of x if it is needed. Attention is two products forward and four backward over
+    the visible pairs. The last layer is only needed at labels, except for its `c_attn`, as every token's keys and
+    values are needed (its queries at other tokens are counted too, 0.3 % of the total). The logits take 2 per weight
+    and label forward and 2 backward.
 
     Args:
-        model: with its adapter injected.
-        counts: of the examples.
+        model: GPT-2 with its adapter.
+        counts: contents of the batches.
     """
     total = 4.0 * int(model.lm_head.weight.numel()) * counts.labels
     trained_below = False

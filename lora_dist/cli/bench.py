@@ -1,4 +1,4 @@
-"""The command `bench`: what each job takes, and how its rows are printed."""
+"""The command `bench`: the arguments of each benchmark, and how its rows are printed."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lora_dist.bench.rows import Row, table
+from lora_dist.bench.rows import Row, rows_table
 from lora_dist.cli.parsing import parse, parse_with_preset
 from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings
 from lora_dist.distributed.logs import LogSettings
@@ -19,23 +19,23 @@ Measured = tuple[list[Row], Path | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreJob(LogSettings):
-    """Time to score the 630 test outputs against the 4,693 references, next to the official script's."""
+class BenchScoreCommand(LogSettings):
+    """Time to score the 630 test outputs against the 4,693 references, compared with the official script."""
 
     data: DataSettings = field(default_factory=DataSettings)
     official: Path | None = None
-    """Checkout of github.com/tuetschek/e2e-metrics, to be measured in the same run."""
+    """Checkout of github.com/tuetschek/e2e-metrics to measure too."""
     json: Path | None = None
     """Also write the rows (name, value, unit, ratio) to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeJob(LogSettings):
-    """Seconds to decode a meaning representation, next to transformers' generate and CTranslate2 where installed."""
+class BenchDecodeCommand(LogSettings):
+    """Seconds to decode a meaning representation, compared with transformers' generate and CTranslate2 if installed."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     shape: Literal["small", "medium"] | None = None
-    """Random weights of GPT-2's published shape instead of the model's, whose tokenizer is still used."""
+    """Use random weights of GPT-2's published shape instead of the model's; its tokenizer is still used."""
     data: DataSettings = field(default_factory=DataSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     count: int = 32
@@ -47,27 +47,27 @@ class DecodeJob(LogSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScalingJob(LogSettings, Settings):
-    """Examples per second of one process and of two, each with one thread, and their time in communication."""
+class BenchScalingCommand(LogSettings, Settings):
+    """Training examples per second of one process and of two, each with one thread, and their communication time."""
 
     shape: Literal["small", "medium"] | None = None
-    """Random weights of GPT-2's published shape instead of the model's, whose tokenizer is still used."""
+    """Use random weights of GPT-2's published shape instead of the model's; its tokenizer is still used."""
     precision: Precision = "bf16"
-    """Number format of the frozen weights; fp32 where the hardware has no bf16."""
+    """Precision of the frozen weights; fp32 is used if the hardware has no bf16."""
     updates: int = 40
-    """Steps that are timed, after a warm-up."""
+    """Optimizer steps to time, after a warm-up."""
     json: Path | None = None
     """Also write the rows (name, value, unit, ratio) to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainJob(LogSettings, Settings):
-    """Examples per second of training, next to the seed paper's, PEFT with the Trainer and loralib where installed."""
+class BenchTrainCommand(LogSettings, Settings):
+    """Training examples per second, compared with PEFT in transformers' Trainer and with loralib if installed."""
 
     shape: Literal["small", "medium"] | None = None
-    """Random weights of GPT-2's published shape instead of the model's, whose tokenizer is still used."""
+    """Use random weights of GPT-2's published shape instead of the model's; its tokenizer is still used."""
     updates: int = 3
-    """Steps that are timed, after the same ones as a warm-up."""
+    """Optimizer steps to time, after the same steps as a warm-up."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads of each program."""
     json: Path | None = None
@@ -75,18 +75,25 @@ class TrainJob(LogSettings, Settings):
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Measure our time next to others' for the same job: bench {decode,scaling,score,train}."""
-    job, rest = (argv[0] if argv else ""), argv[1:]
-    if job in ("-h", "--help"):
-        jobs = {"decode": DecodeJob, "scaling": ScalingJob, "score": ScoreJob, "train": TrainJob}
+    """Run one of the benchmarks and print its rows.
+
+    Args:
+        argv: name of the benchmark, then its arguments.
+
+    Raises:
+        UserError: if there is no such benchmark, or it cannot run.
+    """
+    name, rest = (argv[0] if argv else ""), argv[1:]
+    if name in ("-h", "--help"):
         print("usage: lora-dist bench {decode,scaling,score,train} [settings]\n")
-        print("\n".join(f"{name:<8} {kind.__doc__}" for name, kind in jobs.items()))
+        print("\n".join(f"{name:<8} {command.__doc__}" for name, (command, _) in _BENCHMARKS.items()))
         return 0
-    if job not in _JOBS:
-        ways = ", ".join(f"lora-dist bench {name}" for name in _JOBS)
-        raise UserError(f"bench cannot measure {job or 'nothing'}: give one of {ways}")
-    rows, file = _JOBS[job](rest)
-    print(table(rows))
+    if name not in _BENCHMARKS:
+        ways = ", ".join(f"lora-dist bench {name}" for name in _BENCHMARKS)
+        raise UserError(f"bench cannot measure {name or 'nothing'}: give one of {ways}")
+    _, measure = _BENCHMARKS[name]
+    rows, file = measure(rest)
+    print(rows_table(rows))
     if file is not None:
         save_text(file, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     return 0
@@ -95,34 +102,35 @@ def bench(argv: Sequence[str]) -> int:
 def _decode(argv: Sequence[str]) -> Measured:
     from lora_dist.bench.decode import bench_decode
 
-    job = parse(DecodeJob, "bench decode", argv)
-    return bench_decode(job.model, job.shape, job.data, job.decode, job.count, job.threads), job.json
+    command = parse(BenchDecodeCommand, "bench decode", argv)
+    rows = bench_decode(command.model, command.shape, command.data, command.decode, command.count, command.threads)
+    return rows, command.json
 
 
 def _scaling(argv: Sequence[str]) -> Measured:
     from lora_dist.bench.scaling import bench_scaling
 
-    job = parse(ScalingJob, "bench scaling", argv)
-    return bench_scaling(job.sections(), job.shape, job.precision, job.updates), job.json
+    command = parse(BenchScalingCommand, "bench scaling", argv)
+    return bench_scaling(command.sections(), command.shape, command.precision, command.updates), command.json
 
 
 def _score(argv: Sequence[str]) -> Measured:
     from lora_dist.bench.score import bench_score
 
-    job = parse(ScoreJob, "bench score", argv)
-    return bench_score(job.data, job.official), job.json
+    command = parse(BenchScoreCommand, "bench score", argv)
+    return bench_score(command.data, command.official), command.json
 
 
 def _train(argv: Sequence[str]) -> Measured:
-    job = parse_with_preset(TrainJob, "bench train", TrainJob.__doc__, argv)
+    command = parse_with_preset(BenchTrainCommand, "bench train", BenchTrainCommand.__doc__, argv)
     from lora_dist.bench.train import bench_train
 
-    return bench_train(job.sections(), job.shape, job.updates, job.threads), job.json
+    return bench_train(command.sections(), command.shape, command.updates, command.threads), command.json
 
 
-_JOBS: dict[str, Callable[[Sequence[str]], Measured]] = {
-    "decode": _decode,
-    "scaling": _scaling,
-    "score": _score,
-    "train": _train,
+_BENCHMARKS: dict[str, tuple[type[LogSettings], Callable[[Sequence[str]], Measured]]] = {
+    "decode": (BenchDecodeCommand, _decode),
+    "scaling": (BenchScalingCommand, _scaling),
+    "score": (BenchScoreCommand, _score),
+    "train": (BenchTrainCommand, _train),
 }

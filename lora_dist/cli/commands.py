@@ -1,6 +1,6 @@
-"""What each command does: parse, build, call. Their docstrings are the lines of `lora-dist --help`.
+"""The commands, each of which parses, builds and calls. Their docstrings are the lines of `lora-dist --help`.
 
-Modules that need torch are imported by the commands that need them, so that scoring and `--help` start at once.
+Modules with torch are imported inside the commands that need them, so that scoring and `--help` start at once.
 """
 
 import json
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     from lora_dist.data.e2e import load_split
     from lora_dist.decoding.decode import decode
     from lora_dist.distributed.collectives import on_main
-    from lora_dist.evaluation.scoring import score_run, table
+    from lora_dist.evaluation.scoring import score_run, scores_table
     from lora_dist.metrics.java import find_java
     from lora_dist.report.write import write_report
     from lora_dist.training.trainer import Trainer
@@ -45,12 +45,12 @@ def run(argv: Sequence[str]) -> int:
     folder = RunDir(command.out)
     with _training_world(command) as here:
         _check_output(command, here)
-        on_main(here, lambda: (str(find_java()), len(load_split(command.data, "test"))))  # not after hours of training
+        on_main(here, lambda: (str(find_java()), len(load_split(command.data, "test"))))  # fail before the training
         Trainer(command.sections(), folder, here, overwrite=command.overwrite and not restarts()).run()
         decode(command.sections(), folder, here)
         is_main = here.is_main
     if is_main:  # no rank waits while Java computes METEOR
-        print(table(score_run(folder)))
+        print(scores_table(score_run(folder)))
         print(write_report([folder], folder))
     return 0
 
@@ -70,7 +70,7 @@ def train(argv: Sequence[str]) -> int:
 
 
 def decode(argv: Sequence[str]) -> int:
-    """Write one sentence for each test MR to RUN/decode: decode RUN."""
+    """Write one sentence for each meaning representation of the test set to RUN/decode: decode RUN."""
     from lora_dist.decoding.decode import decode as decode_test_set
     from lora_dist.decoding.derived_run import derive_run, source_settings
     from lora_dist.distributed.collectives import on_main
@@ -79,7 +79,7 @@ def decode(argv: Sequence[str]) -> int:
     parsed = parse(DecodeCommand, "decode", argv)
     folder = RunDir(parsed.out or parsed.run)
     with world(parsed.device, hang_timeout=parsed.hang_timeout) as here:
-        saved = on_main(here, lambda: source_settings(parsed.run, parsed.out))  # another machine may not see it
+        saved = on_main(here, lambda: source_settings(parsed.run, parsed.out))  # other machines may not have it
         command = parse_with_settings(parsed, saved, "decode", argv)
         settings = replace(saved, model=command.model, data=command.data, decode=command.decode)
         if command.out is not None:
@@ -92,7 +92,7 @@ def decode(argv: Sequence[str]) -> int:
 
 def score(argv: Sequence[str]) -> int:
     """Score any outputs with the five official metrics: score REFERENCES OUTPUTS."""
-    from lora_dist.evaluation.scoring import score_files, table
+    from lora_dist.evaluation.scoring import score_files, scores_table
     from lora_dist.metrics.readers import read_sources
 
     command = parse(ScoreCommand, "score", argv)
@@ -108,7 +108,7 @@ def score(argv: Sequence[str]) -> int:
     text = json.dumps(scores, indent=2)
     if command.save is not None:
         save_text(command.save, text + "\n")
-    print(text if command.json else table(scores))
+    print(text if command.json else scores_table(scores))
     return 0
 
 
@@ -134,7 +134,7 @@ def report(argv: Sequence[str]) -> int:
 
 
 def generate(argv: Sequence[str]) -> int:
-    """Print a sentence for each MR: generate RUN "name[The Eagle], food[French]" ..."""
+    """Print a sentence for each meaning representation: generate RUN "name[The Eagle], food[French]" ..."""
     from lora_dist.data.e2e import format_mr, parse_mr
     from lora_dist.decoding.decode import generate as generate_sentences
     from lora_dist.distributed.world import world
@@ -171,21 +171,21 @@ def merge(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Measure our time next to others' for the same job: bench {decode,scaling,score,train}."""
-    from lora_dist.cli.bench import bench as bench_job
+    """Measure our speed compared with other programs that do the same work: bench {decode,scaling,score,train}."""
+    from lora_dist.cli.bench import bench as run_benchmark
 
-    return bench_job(argv)
+    return run_benchmark(argv)
 
 
 def plan(argv: Sequence[str]) -> int:
-    """Print memory, traffic and schedule of a training before anything is loaded: plan PRESET."""
+    """Print memory, communication volume and schedule of a training before anything is loaded: plan PRESET."""
     from lora_dist.planning.plan import check_memory, make_plan, to_json
-    from lora_dist.planning.table import table
+    from lora_dist.planning.table import plan_table
 
     command = parse_with_preset(PlanCommand, "plan", plan.__doc__, argv)
     available = None if command.memory is None else int(command.memory * 2**30)
     planned = make_plan(command, command.processes, command.device, command.precision, available)
-    print(table(planned))
+    print(plan_table(planned))
     if command.json is not None:
         save_text(command.json, json.dumps(to_json(planned), indent=2) + "\n")
     check_memory(planned)
@@ -193,7 +193,7 @@ def plan(argv: Sequence[str]) -> int:
 
 
 def doctor(argv: Sequence[str]) -> int:
-    """Show what this machine offers: devices, launcher, Java, DeepSpeed, versions, a two-process all-reduce."""
+    """Check this machine: versions, devices, Java, DeepSpeed, and whether two processes find each other."""
     from lora_dist.workflows.doctor import examine
 
     parse(DoctorCommand, "doctor", argv)
@@ -201,7 +201,7 @@ def doctor(argv: Sequence[str]) -> int:
 
 
 def verify(argv: Sequence[str]) -> int:
-    """Prove on this machine that every strategy and number of processes gives the same result."""
+    """Verify on this machine that every strategy and number of processes gives the same result."""
     from lora_dist.distributed.device import default_processes
     from lora_dist.workflows.verify import verify as verify_here
 
@@ -222,7 +222,7 @@ def reproduce(argv: Sequence[str]) -> int:
 
 
 def demo(argv: Sequence[str]) -> int:
-    """Run the whole job offline on a synthetic corpus, in about two minutes."""
+    """Run the whole pipeline offline on a synthetic corpus, in about two minutes."""
     from lora_dist.workflows.demo import run_demo
 
     command = parse(DemoCommand, "demo", argv)
@@ -230,7 +230,7 @@ def demo(argv: Sequence[str]) -> int:
 
 
 def _training_world(command: TrainCommand) -> AbstractContextManager[Any]:
-    """The processes of a training."""
+    """Connect the processes of a training."""
     from lora_dist.distributed.world import world
 
     tracker = command.train.tracker
@@ -238,7 +238,7 @@ def _training_world(command: TrainCommand) -> AbstractContextManager[Any]:
 
 
 def _check_output(command: TrainCommand, here: Any) -> None:
-    """Refuse a folder that may not be written to; what torchrun restarts resumes."""
+    """Refuse an output folder that may not be written to; processes that torchrun has restarted resume."""
     from lora_dist.distributed.collectives import on_main
     from lora_dist.run_guard import check_output
 

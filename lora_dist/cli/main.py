@@ -1,4 +1,4 @@
-"""The command line: choose the command, and turn what it raises into one sentence and an exit code."""
+"""The command line: run the command, and turn its exceptions into one sentence and an exit code."""
 
 import errno
 import os
@@ -34,8 +34,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 if it worked, `errors.USER_ERROR` for a mistake of the user, which is reported in one sentence,
-    `errors.INTERRUPTED` if a signal ended it and the same command resumes, 1 for any other failure.
+    Returns:
+        0 on success; `errors.USER_ERROR` after a user error, which is printed as one sentence; `errors.INTERRUPTED`
+        after a signal, when the same command resumes; 1 after any other failure.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):

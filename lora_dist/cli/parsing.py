@@ -1,4 +1,4 @@
-"""From the arguments of a command line to a command, with a preset's or a run's settings as the defaults."""
+"""Parse command-line arguments, with the settings of a preset or of a run as the defaults."""
 
 import sys
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ C = TypeVar("C", DecodeCommand, GenerateCommand, MergeCommand)
 
 
 def parse(command: type[T], name: str, argv: Sequence[str], default: T | None = None) -> T:
-    """Parse the arguments after a command's name, and show log lines as they ask.
+    """Parse the arguments of a command, and set the log level that they give.
 
     Args:
-        command: the dataclass.
-        name: of the command, as it is typed.
+        command: dataclass of the arguments.
+        name: the command as typed, for the help.
         argv: the arguments after the name.
-        default: what an argument that is not given is taken from.
+        default: values of arguments that are not given.
     """
     given = {} if default is None else {"default": default}
     parsed: T = tyro.cli(command, prog=f"lora-dist {name}", args=argv, **given)  # type: ignore[call-overload]
@@ -33,12 +33,12 @@ def parse(command: type[T], name: str, argv: Sequence[str], default: T | None = 
 
 
 def parse_with_preset(command: type[S], name: str, summary: str | None, argv: Sequence[str]) -> S:
-    """The command whose first argument is a preset, with what is changed of that.
+    """Parse the arguments of a command whose first argument is a preset.
 
     Args:
-        command: the sections of a preset, and more.
-        name: of the command, as it is typed.
-        summary: what its help says first.
+        command: dataclass of the arguments, with the sections of a preset.
+        name: the command as typed, for the help.
+        summary: first line of the help.
         argv: the arguments after the name.
 
     Raises:
@@ -59,6 +59,6 @@ def parse_with_preset(command: type[S], name: str, summary: str | None, argv: Se
 
 
 def parse_with_settings(parsed: C, saved: Settings, name: str, argv: Sequence[str]) -> C:
-    """Parse again with the settings of a run as the defaults: the first time, it named the run."""
+    """Parse again with the settings of a run as the defaults, once the first pass has found which run it is."""
     sections = {f.name: getattr(saved, f.name) for f in fields(parsed) if f.name in ("model", "data", "decode")}
     return parse(type(parsed), name, argv, replace(parsed, **sections))

@@ -1,4 +1,4 @@
-"""How some examples become a batch of tensors, and how large it is."""
+"""Turn examples into a batch of tensors, and compute its size."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -13,44 +13,44 @@ from lora_dist.data.tokens import TokenizedExamples
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Examples of one forward pass, end to end, each without its last token, and some tokens of padding."""
+    """The examples of one forward pass, concatenated without their last tokens, followed by padding tokens."""
 
     tokens: Tensor
     """Token ids: (tokens,)."""
     positions: Tensor
     """Position of each token in its example: (tokens,)."""
     pad_index: Tensor
-    """Where each token goes when rows are padded to one length: an index below rows * length, (tokens,)."""
+    """Place of each token when rows are padded to one length, an index below rows * length: (tokens,)."""
     loss_index: Tensor
-    """Indices of the tokens that predict a label, and after them some of padding: (outputs,)."""
+    """Indices of the tokens that predict a label, padded with others at the end: (outputs,)."""
     labels: Tensor
-    """The tokens to predict by the first of `loss_index`: (labels,)."""
+    """Target tokens of the first `len(labels)` entries of `loss_index`: (labels,)."""
     segments: Tensor | None
-    """Where rows hold several references: the one that each token belongs to, 0 for the MR that all of them attend to,
-    (rows, length). None where each row is one example."""
+    """Reference that each token of a row belongs to, from 1; 0 is the MR, which all of them attend to, and -1 padding:
+    (rows, length). None if each row is one example."""
     rows: int
-    """Examples, or groups of them that share an MR."""
+    """Examples, or groups of examples that share an MR."""
     length: int
     """Tokens of the longest row, rounded up."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`."""
+        """Return the batch on `device`."""
         moved: dict[str, Any] = {n: v.to(device) for n, v in self.named().items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
     def named(self) -> dict[str, Any]:
-        """The fields by name: the keyword arguments of `loss.ReferenceLoss`."""
+        """Return the fields by name, which are the keyword arguments of `loss.ReferenceLoss`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """How large a batch is."""
+    """The sizes of a batch."""
 
     tokens: int
-    """Tokens, padding included."""
+    """Tokens, including padding."""
     rows: int
-    """Examples, or groups of them that share an MR."""
+    """Examples, or groups of examples that share an MR."""
     length: int
     """Tokens of the longest row, rounded up."""
     outputs: int
@@ -60,23 +60,23 @@ class BatchShape:
 
 
 def no_examples(pad_id: int) -> Batch:
-    """One token `pad_id` without a label, for a rank with nothing to do: it still has to take part."""
+    """Return a batch without labels, for a rank that has no examples but must take part in collectives."""
     none, zero = torch.empty(0, dtype=torch.long), torch.zeros(1, dtype=torch.long)
     return Batch(torch.tensor([pad_id]), zero, zero, none, none, None, rows=1, length=1)
 
 
 def batch_shape(rows: int, tokens: int, longest: int, labels: int, multiple: int) -> BatchShape:
-    """What `collate` makes of at least one row.
+    """Compute the shape of the batch that `collate` makes of at least one row.
 
     Args:
-        rows: examples, or groups of them that share an MR.
-        tokens: in all rows, without the examples' last tokens.
-        longest: tokens of the longest row, likewise.
+        rows: examples, or groups of examples that share an MR.
+        tokens: tokens of all rows, without the examples' last ones.
+        longest: tokens of the longest row, counted in the same way.
         labels: tokens to predict.
-        multiple: what tokens, outputs and the row length are rounded up to.
+        multiple: tokens, outputs and the row length are rounded up to a multiple of this.
     """
     padded = _round_up(tokens, multiple)
-    # Some row has to have room for the padding.
+    # The rows together need free places for the padding tokens.
     length = max(_round_up(longest, multiple), _round_up(-(-padded // rows), multiple))
     return BatchShape(padded, rows, length, min(padded, _round_up(labels, multiple)), labels)
 
@@ -84,21 +84,21 @@ def batch_shape(rows: int, tokens: int, longest: int, labels: int, multiple: int
 def collate(
     examples: TokenizedExamples, indices: Indices, pad_id: int, multiple: int, *, share_mrs: bool = False
 ) -> Batch:
-    """Lay some examples end to end and pad with `pad_id`, which nothing attends to and which predicts no label.
+    """Concatenate examples and pad them to a multiple; padding is not attended to and predicts no label.
 
     Args:
         examples: the corpus.
         indices: the examples of the batch: (n,).
         pad_id: token id of the padding.
         multiple: see `batch_shape`.
-        share_mrs: make neighbours of one MR a row: the MR once, and behind it `<|ref|>` and reference of each, at the
-            positions that they have when they are computed separately.
+        share_mrs: combine neighbours with the same MR into one row: the MR once, then `<|ref|>` and reference of each.
+            Their positions are those of separate rows.
     """
     if not len(indices):
         return no_examples(pad_id)
     mrs, prompts = examples.mrs[indices], examples.prompt_lengths[indices]
     leads = np.append(True, mrs[1:] != mrs[:-1]) if share_mrs else np.ones(len(indices), bool)
-    offsets = np.where(leads, 0, prompts - 1)  # the first of its tokens that an example brings to its row
+    offsets = np.where(leads, 0, prompts - 1)  # first token of each example that its row does not have yet
     lengths = examples.lengths[indices] - 1 - offsets
     begins = np.cumsum(lengths) - lengths
     rows, firsts = np.cumsum(leads) - 1, np.flatnonzero(leads)
@@ -115,8 +115,8 @@ def collate(
     segments = None
     if not leads.all():
         segments = torch.full((shape.rows, shape.length), -1)
-        numbers = np.where(predicts[: len(owner)], owner - firsts[rows][owner] + 1, 0)
-        segments.view(-1)[torch.from_numpy(pad_index)] = torch.from_numpy(numbers)
+        references = np.where(predicts[: len(owner)], owner - firsts[rows][owner] + 1, 0)
+        segments.view(-1)[torch.from_numpy(pad_index)] = torch.from_numpy(references)
     loss_index, others = np.flatnonzero(predicts), np.flatnonzero(~predicts)
     return Batch(
         tokens=torch.from_numpy(np.append(examples.ids[sources], np.full(padding, pad_id)).astype(np.int64)),
@@ -130,5 +130,5 @@ def collate(
     )
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

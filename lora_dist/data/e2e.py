@@ -1,7 +1,7 @@
-"""The E2E NLG Challenge corpus: read from a folder of CSVs or the hub, group by MR, write the official text format.
+"""The E2E NLG Challenge corpus: read it from CSV files or the hub, group it by MR, write the official text format.
 
-An example is a meaning representation (MR), such as `name[The Eagle], food[French]`, and one sentence a person wrote
-for it. Many examples share an MR: it is decoded once and scored against all its references.
+An example is a meaning representation (MR), such as `name[The Eagle], food[French]`, and one human sentence for it.
+Many examples share an MR, which is decoded once and scored against all its references.
 """
 
 import csv
@@ -34,8 +34,8 @@ _OFFICIAL_SHA256: dict[Split, str] = {
 }
 _OFFICIAL_MRS: dict[Split, int] = {"train": 4862, "dev": 547, "test": 630}
 
-# The cleaned corpus (github.com/tuetschek/e2e-cleaning, GEM/e2e_nlg) has other MRs and references under the same
-# names, and the same number of test rows, so scores on it look plausible and compare with nothing.
+# The cleaned corpus (github.com/tuetschek/e2e-cleaning, GEM/e2e_nlg) has other MRs and references under the same file
+# names, and as many test rows. Scores on it look plausible but are not comparable with published ones.
 _CLEANED_COLUMNS = {"fixed", "orig_mr", "gem_id"}
 _CLEANED_ROWS: dict[Split, int] = {"train": 33525, "dev": 4299, "test": 4693}
 
@@ -57,17 +57,17 @@ class Group:
 
 
 def load_split(data: DataSettings, split: Split) -> list[Example]:
-    """The examples of a split in official order; `data.limit_train` cuts the training set only.
+    """Read the examples of a split in official order; `data.limit_train` truncates the training set only.
 
-    A CRLF inside a cell is read as a line feed: the hub's copy has it so, and both sources give equal examples.
-    Reading the hub may download, so the caller lets one process of a node go first.
+    A CRLF inside a cell is read as a line feed, as in the hub's copy, so both sources give equal examples. Reading from
+    the hub may download: call this through `collectives.first_on_node`.
 
     Raises:
-        UserError: if the files or the hub cannot be read, or do not hold the original E2E corpus' format.
+        UserError: if files or hub cannot be read, or their format is not that of the original E2E corpus.
     """
     if data.dir is None:
         examples = _read_hub(split)
-    elif os.path.isdir(data.dir):  # Path.is_dir raises where a parent folder is closed to us
+    elif os.path.isdir(data.dir):  # Path.is_dir raises if a parent folder is not accessible
         examples = _read_csv(data.dir / FILES[split])
         if len(examples) == _CLEANED_ROWS[split] and len({e.mr for e in examples}) != _OFFICIAL_MRS[split]:
             raise _cleaned(f"{data.dir / FILES[split]} has {len(examples)} rows")
@@ -84,12 +84,12 @@ def _cleaned(evidence: str) -> UserError:
 
 
 def _read_hub(split: Split) -> list[Example]:
-    from datasets import load_dataset  # takes seconds to import, and a folder of CSVs does not need it
+    from datasets import load_dataset  # takes seconds to import, and CSV files do not need it
 
     try:
-        # The hub's own branch of Parquet files: the main branch holds a script, and scripts no longer load.
+        # The hub's own branch of Parquet files: the main branch is a loading script, which datasets no longer runs.
         columns = load_dataset(_HUB_NAME, revision="refs/convert/parquet", split=_HUB_SPLITS[split])[:]
-    except Exception as error:  # whatever of datasets, huggingface_hub or the HTTP client: the remedy is the same
+    except Exception as error:  # from datasets, huggingface_hub or the HTTP client: the remedy is the same
         raise UserError(
             f"{_HUB_NAME} cannot be read from the hub ({type(error).__name__}: {one_line(str(error))}): "
             f"give --data.dir a folder with {_ORIGINAL}"
@@ -135,9 +135,9 @@ def _read_text(path: Path) -> str:
 
 
 def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """The CSV records of `text`, blank lines left out, each with the number of the line where it starts."""
-    # StringIO ends a line at a line feed only: str.splitlines would also cut references at U+2028 and its like.
-    # strict, because a quote that is never closed would otherwise swallow the rest of the file in silence.
+    """Yield the CSV records of `text`, each with the line number where it starts, skipping blank lines."""
+    # StringIO ends a line at a line feed only; str.splitlines would also split references at U+2028 and others.
+    # strict, because a quote that is never closed would otherwise silently swallow the rest of the file.
     reader = csv.reader(io.StringIO(text), strict=True)
     line = 1
     try:
@@ -164,15 +164,15 @@ def _check_header(where: str, header: list[str]) -> None:
 
 
 def write_csv(path: Path, examples: Iterable[Example]) -> None:
-    """Write a split as the corpus' own files are written, into an existing folder."""
+    """Write a split in the format of the corpus' own files, into an existing folder."""
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("mr", "ref"), *((example.mr, example.reference) for example in examples)])
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """SHA-256 of the rows in their order, as hexadecimal digits.
+    """Compute the SHA-256 of the rows in order, as hexadecimal digits.
 
-    A row enters as a JSON array on a line, so no two lists of rows give the same bytes.
+    Each row is hashed as a JSON array on its own line, so different lists of rows give different bytes.
     """
     digest = hashlib.sha256()
     for example in examples:
@@ -181,12 +181,12 @@ def fingerprint(examples: Sequence[Example]) -> str:
 
 
 def is_official(split: Split, examples: Sequence[Example]) -> bool:
-    """Whether these are exactly the published rows of the split, in their order."""
+    """Return whether these are exactly the published rows of the split, in order."""
     return fingerprint(examples) == _OFFICIAL_SHA256[split]
 
 
 def group_by_mr(examples: Iterable[Example]) -> list[Group]:
-    """The references of each MR, by its exact string, in the order in which the MRs first appear."""
+    """Collect the references of each MR (by exact string), in order of first appearance."""
     references: dict[str, list[str]] = {}
     for example in examples:
         references.setdefault(example.mr, []).append(example.reference)
@@ -194,23 +194,23 @@ def group_by_mr(examples: Iterable[Example]) -> list[Group]:
 
 
 def one_line(text: str) -> str:
-    r"""The text on one physical line for any reader: a line separator becomes a space, the ends are stripped.
+    r"""Put the text on one line: replace each line separator by a space and strip the ends.
 
-    Separators are those of str.splitlines (\n, \r, \r\n, \v, \f, \x1c to \x1e, U+0085, U+2028, U+2029): the official
-    script splits its input at each of them. Other white space, such as a double space, stays.
+    Separators are those of str.splitlines (\n, \r, \r\n, \v, \f, \x1c to \x1e, U+0085, U+2028, U+2029), as the official
+    script splits its input at each of them. Other white space, such as a double space, is kept.
     """
     return " ".join(text.splitlines()).strip()
 
 
 def format_outputs(texts: Iterable[str]) -> str:
-    """System outputs as the official script reads them: one a line, an empty output as an empty line."""
+    """Format outputs for the official script: one per line, an empty output as an empty line."""
     return "".join(one_line(text) + "\n" for text in texts)
 
 
 def format_references(groups: Iterable[Group]) -> str:
-    """References as the official script reads them: one a line, a blank line after each group.
+    """Format references for the official script: one per line, a blank line after each group.
 
-    The script takes a file of one group for single references of several outputs: it cannot score one MR alone.
+    The script reads a file of one group as one reference for each of several outputs, so it cannot score a single MR.
     """
     lines = [[one_line(reference) for reference in group.references] for group in groups]
     assert all(group and all(group) for group in lines), "a blank reference would end its group"
@@ -218,13 +218,13 @@ def format_references(groups: Iterable[Group]) -> str:
 
 
 def parse_mr(mr: str) -> list[tuple[str, str]]:
-    """Attributes and values of an MR, in its order.
+    """Parse an MR into its attributes and values, in order.
 
     Raises:
         UserError: if the text is not of the form `name[The Eagle], food[French]`.
     """
     slots = [(name.strip(), value.strip()) for name, value in re.findall(r"([^\[\],]+)\[([^\[\]]+)\]", mr)]
-    # Written again without white space it must be the whole text: nothing was skipped, nothing came twice.
+    # The slots formatted again must equal the text but for white space: then the pattern has skipped nothing.
     if not slots or not all(map(all, slots)) or _squeeze(format_mr(slots)) != _squeeze(mr):
         raise UserError(
             f"{mr!r} is not a meaning representation: write attributes and values as in name[The Eagle], food[French]"
@@ -237,5 +237,5 @@ def _squeeze(text: str) -> str:
 
 
 def format_mr(slots: Iterable[tuple[str, str]]) -> str:
-    """Attributes and values as an MR in the corpus' own form."""
+    """Format attributes and values as an MR in the corpus' own form."""
     return ", ".join(f"{attribute}[{value}]" for attribute, value in slots)

@@ -1,4 +1,4 @@
-"""Tokenised splits kept on the disk as Arrow files, which are mapped into memory and not read: all ranks share them."""
+"""Tokenised splits cached on disk as Arrow files; they are memory-mapped, so the ranks of a machine share them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from lora_dist.data.tokens import TokenizedExamples, tokenize
 from lora_dist.files import new_folder
 
 FORMAT = 2
-"""To be raised when the layout of the files changes."""
+"""Version of the file layout, part of the cache key."""
 
 PROBES = 50
-"""First examples of a split whose tokens are part of the key: what the tokenizer does, not only what it says it is."""
+"""Examples whose tokens are part of the cache key: it then depends on what the tokenizer does, not only on its file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class TokenizedCorpus:
 
 
 def load_corpus(settings: DataSettings, tokenizer: Any, max_length: int) -> TokenizedCorpus:
-    """Training and dev set as tokens.
+    """Load training and dev set as tokens.
 
     Raises:
         UserError: if the corpus cannot be read, or an example is longer than the `max_length` positions of the model.
@@ -47,7 +47,7 @@ def load_corpus(settings: DataSettings, tokenizer: Any, max_length: int) -> Toke
 
 
 def tokenize_cached(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenizedExamples:
-    """What `tokens.tokenize` gives, from the cache of Hugging Face's datasets, where it is stored the first time.
+    """Tokenise examples as `tokens.tokenize` does, or load them from the cache folder of Hugging Face's datasets.
 
     Raises:
         UserError: if an example is longer than the `max_length` positions of the model.
@@ -58,7 +58,7 @@ def tokenize_cached(tokenizer: Any, examples: Sequence[Example], max_length: int
     if (found := _load(folder)) is not None:
         return found
     tokenized = tokenize(tokenizer, examples, max_length)
-    with suppress(OSError):  # a cache that cannot be written is no reason not to train
+    with suppress(OSError):  # a cache that cannot be written does not prevent training
         _save(folder, tokenized)
     return tokenized
 
@@ -67,20 +67,20 @@ def _save(folder: Path, tokenized: TokenizedExamples) -> None:
     ids = np.split(tokenized.ids, tokenized.starts[1:-1])
     columns = {"ids": ids, "prompt_length": tokenized.prompt_lengths, "mr": tokenized.mrs}
     features = {"ids": datasets.List(datasets.Value("int32")), "prompt_length": datasets.Value("int64")}
-    table = datasets.Dataset.from_dict(columns, datasets.Features({**features, "mr": datasets.Value("int64")}))
+    dataset = datasets.Dataset.from_dict(columns, datasets.Features({**features, "mr": datasets.Value("int64")}))
     datasets.disable_progress_bars()
     with new_folder(folder) as temporary:
-        table.save_to_disk(temporary)
+        dataset.save_to_disk(temporary)
 
 
 def _load(folder: Path) -> TokenizedExamples | None:
-    """The examples of a cache folder; None if it is missing or damaged."""
+    """Load the examples of a cache folder; return None if it is missing or damaged."""
     if not folder.is_dir():
         return None
     try:
-        table = datasets.load_from_disk(str(folder)).data
+        dataset = datasets.load_from_disk(str(folder)).data
     except (OSError, ValueError):
         return None
-    ids = table.column("ids").combine_chunks()
-    prompt_lengths, mrs = (table.column(name).to_numpy() for name in ("prompt_length", "mr"))
+    ids = dataset.column("ids").combine_chunks()
+    prompt_lengths, mrs = (dataset.column(name).to_numpy() for name in ("prompt_length", "mr"))
     return TokenizedExamples(ids.flatten().to_numpy(), ids.offsets.to_numpy().astype(np.int64), prompt_lengths, mrs)

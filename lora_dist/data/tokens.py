@@ -1,4 +1,4 @@
-"""The tokens of the corpus, and which of them have a label."""
+"""The corpus as token ids, and which tokens are labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from lora_dist.data.sampler import Indices
 from lora_dist.errors import UserError
 
 REFERENCE_TOKEN = "<|ref|>"
-"""Stands between a meaning representation and its reference; added to the tokenizer by `base.load_tokenizer`."""
+"""Separates a meaning representation (MR) from its reference; `base.load_tokenizer` adds it to the tokenizer."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizedExamples:
-    """Examples `MR <|ref|> REFERENCE<eos>` as token ids, end to end in one array."""
+    """Examples `MR <|ref|> REFERENCE<eos>` as token ids, concatenated in one array."""
 
     ids: npt.NDArray[np.int32]
-    """All tokens: (tokens,)."""
+    """Token ids of all examples: (tokens,)."""
     starts: Indices
-    """Where each example begins in `ids`, and the end: (examples + 1,)."""
+    """Offset of each example in `ids`, and the total length: (examples + 1,)."""
     prompt_lengths: Indices
     """Tokens before the reference, including `<|ref|>`: (examples,)."""
     mrs: Indices
-    """A number for the meaning representation of each example: (examples,)."""
+    """Index of each example's MR among the distinct MRs: (examples,)."""
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -43,16 +43,16 @@ class TokenizedExamples:
 
     @property
     def work(self) -> Indices:
-        """What each example costs to train, in half tokens: (examples,).
+        """Cost of training on each example, in units of half a token: (examples,).
 
-        A label goes through the vocabulary as well, which is half as much again as a token through GPT-2 Small's layers
-        (38.6 and 85 million weights); the larger the model, the less it is.
+        A label also goes through the output projection, which costs about half as much as a token in GPT-2 Small's
+        layers (38.6 vs. 85 million weights) and less in larger models.
         """
         return 2 * self.lengths + self.label_counts
 
 
 def encode_prompts(tokenizer: Any, mrs: Sequence[str]) -> list[list[int]]:
-    """Token ids of `MR <|ref|>`: what precedes a reference in training, and what decoding starts from."""
+    """Encode `MR <|ref|>`, which precedes a reference in training and is the prompt in decoding."""
     if not mrs:
         return []
     encoded: list[list[int]] = tokenizer([f"{mr} {REFERENCE_TOKEN}" for mr in mrs], add_special_tokens=False).input_ids
@@ -62,14 +62,14 @@ def encode_prompts(tokenizer: Any, mrs: Sequence[str]) -> list[list[int]]:
 def tokenize(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenizedExamples:
     """Tokenise `MR <|ref|> REFERENCE<eos>`.
 
-    Prompt and reference are encoded separately; as the reference token is never split or merged, that gives the tokens
-    of the whole text.
+    Prompt and reference are encoded separately. The reference token is never split or merged, so the result is the same
+    as for the whole text.
 
     Raises:
         UserError: if an example is longer than the `max_length` positions of the model.
     """
     mrs = list(dict.fromkeys(example.mr for example in examples))
-    numbers = {mr: number for number, mr in enumerate(mrs)}
+    mr_indices = {mr: index for index, mr in enumerate(mrs)}
     prompts = dict(zip(mrs, encode_prompts(tokenizer, mrs), strict=True))
     references = tokenizer([f" {e.reference.strip()}" for e in examples], add_special_tokens=False).input_ids
     rows = [
@@ -85,5 +85,5 @@ def tokenize(tokenizer: Any, examples: Sequence[Example], max_length: int) -> To
         ids=np.concatenate([np.asarray(row, dtype=np.int32) for row in rows]),
         starts=np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64),
         prompt_lengths=np.asarray([len(prompts[example.mr]) for example in examples], dtype=np.int64),
-        mrs=np.asarray([numbers[example.mr] for example in examples], dtype=np.int64),
+        mrs=np.asarray([mr_indices[example.mr] for example in examples], dtype=np.int64),
     )

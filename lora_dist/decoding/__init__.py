@@ -1,1 +1,1 @@
-"""Beam search over the test set, sharded over the ranks."""
+"""Decoding: beam search over the test set, sharded over the ranks."""

@@ -1,8 +1,8 @@
-"""Beam search for one device: prompts in, the best sentences of each out.
+"""Beam search on one device for a batch of prompts.
 
-The search is that of transformers' `generate`: of the 2 K best candidates per step, the first K may finish a sentence,
-and the best K that do not end are continued. Both are found by tensor operations over all prompts at once; the host
-looks at one flag per prompt and step.
+The algorithm is that of transformers' `generate`: of the 2 K best candidates per step, the first K may finish a
+sentence, and the best K that do not end are continued. Both are tensor operations over all prompts at once; the host
+reads one flag per prompt and step.
 """
 
 from collections.abc import Sequence
@@ -18,53 +18,53 @@ from lora_dist.errors import UserError
 from lora_dist.model.kernels.select import Kernels
 
 LEAVE_AT = 1 / 8
-"""Fraction of finished prompts at which they leave the batch; each time the others' cache is copied."""
+"""Fraction of finished prompts at which they leave the batch, which copies the cache of the others."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A hypothesis of a search."""
+    """A hypothesis of the beam search."""
 
     tokens: list[int]
     """Generated token ids, without end-of-text."""
     score: float
-    """Sum of log-probabilities in nats, including end-of-text if it came, over length ** length_penalty."""
+    """Sum of log-probabilities in nats / length ** length_penalty, both including end-of-text if it was generated."""
 
 
 @dataclass
 class _Beams:
-    """The hypotheses of all prompts that are still searched; K beams, T the longest sentence."""
+    """The hypotheses of all prompts in the batch; K is the number of beams, T the length of the longest sentence."""
 
     rows: Tensor
-    """Which prompts these are: (prompts,)."""
+    """Index of each prompt among all prompts: (prompts,)."""
     running: Tensor
-    """Sums of log-probabilities of the hypotheses that are continued, best first: (prompts, K)."""
+    """Sums of log-probabilities of the running hypotheses, best first: (prompts, K)."""
     tokens: Tensor
     """Their tokens: (prompts, K, T)."""
     finished: Tensor
-    """Scores of the finished hypotheses, best first, -inf where there is none yet: (prompts, K)."""
+    """Scores of the finished hypotheses, best first, -inf for one still missing: (prompts, K)."""
     sentences: Tensor
     """Their tokens, end-of-text after the last: (prompts, K, T)."""
     done: Tensor
     """Whether a prompt's search has ended: (prompts,)."""
 
     def take(self, rows: Tensor) -> "_Beams":
-        """Only the prompts `rows` (n,)."""
+        """Return only the prompts `rows` (n,)."""
         return _Beams(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 def beam_search(
     model: DecodingModel, prompts: Sequence[Sequence[int]], settings: DecodeSettings, eos_id: int
 ) -> list[list[Sentence]]:
-    """The finished sentences of each prompt, best first; at most `num_beams`, at least one.
+    """Search the best sentences of each prompt: one to `num_beams` finished hypotheses, best first.
 
-    Which prompts share the batch does not matter, but for rounding.
+    The other prompts of the batch change the result by rounding at most.
 
     Args:
         model: from `kv_cache.lay_out`.
-        prompts: token ids, each at least one.
-        settings: beams, penalties, the ban, the longest sentence.
-        eos_id: the end-of-text token.
+        prompts: token ids of each prompt, at least one.
+        settings: beams, penalties and limits.
+        eos_id: id of the end-of-text token.
 
     Raises:
         UserError: if a sentence might exceed the model's positions.
@@ -128,18 +128,21 @@ def _start(prompts: int, settings: DecodeSettings, eos_id: int, device: torch.de
 
 
 def _history(prompts: Sequence[Sequence[int]], settings: DecodeSettings, device: torch.device) -> Tensor:
-    """What the ban counts before the sentence, padded on the left with -1, which is no token: (prompts, n)."""
-    counted = prompts if settings.ngram_scope == "all" else [[] for _ in prompts]
-    width = max(map(len, counted))
-    return torch.tensor([[-1] * (width - len(p)) + list(p) for p in counted], dtype=torch.long, device=device)
+    """Return the tokens before the sentence that belong to its n-gram scope, left-padded with -1: (prompts, n)."""
+    texts = prompts if settings.ngram_scope == "all" else [[] for _ in prompts]
+    width = max(map(len, texts))
+    return torch.tensor([[-1] * (width - len(p)) + list(p) for p in texts], dtype=torch.long, device=device)
 
 
 def _repetitions(history: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Tokens (prompts, K, n), each with whether it would complete an n-gram a second time (prompts, K, n).
+    """Find the tokens that would complete an n-gram of the history a second time.
 
     Args:
-        history: what the ban counts so far, padded on the left with -1: (prompts, K, t).
+        history: tokens in the scope of n-grams so far, left-padded with -1: (prompts, K, t).
         size: n of the n-grams; 0 bans nothing.
+
+    Returns:
+        Tokens of the history, and whether each of them is banned: both (prompts, K, m).
     """
     if size == 0 or history.shape[-1] < size:
         return history[..., :0], history[..., :0] == 0
@@ -150,39 +153,45 @@ def _repetitions(history: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _candidates(
-    kernels: Kernels, logits: Tensor, running: Tensor, banned: tuple[Tensor, Tensor], count: int
+    kernels: Kernels, logits: Tensor, running: Tensor, banned: tuple[Tensor, Tensor], k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best continuations of all hypotheses of a prompt: scores, parents and tokens, best first, (prompts, count).
+    """Find the `k` best continuations of all hypotheses of each prompt.
 
     Args:
-        kernels: of the device.
-        logits: of the next token: (prompts, K, vocabulary).
+        kernels: kernels of the device.
+        logits: logits of the next token: (prompts, K, vocabulary).
         running: sums of log-probabilities so far: (prompts, K).
         banned: see `_repetitions`.
-        count: continuations wanted.
+        k: continuations to find.
+
+    Returns:
+        Sums of log-probabilities, parents (hypotheses) and tokens, best first: each (prompts, k).
     """
-    each = min(count, logits.shape[-1])
-    doubtful, ban = (part.flatten(0, 1) for part in banned)
-    best, tokens = kernels.top_tokens(logits.flatten(0, 1), doubtful, ban, each)
+    each = min(k, logits.shape[-1])
+    repeated, ban = (part.flatten(0, 1) for part in banned)
+    best, tokens = kernels.top_tokens(logits.flatten(0, 1), repeated, ban, each)
     scores = (running[..., None] + best.view(*running.shape, each)).flatten(1)
-    scores, places = F.pad(scores, (0, max(0, count - scores.shape[1])), value=-torch.inf).topk(count, -1)
-    places = places.clamp(max=running.shape[1] * each - 1)  # the padding of a tiny vocabulary
+    scores, places = F.pad(scores, (0, max(0, k - scores.shape[1])), value=-torch.inf).topk(k, -1)
+    places = places.clamp(max=running.shape[1] * each - 1)  # padding, if the vocabulary is tiny
     return scores, places // each, tokens.view(len(running), -1).gather(1, places)
 
 
 def _advance(
     beams: _Beams, scores: Tensor, parents: Tensor, tokens: Tensor, length: int, settings: DecodeSettings, eos_id: int
 ) -> tuple[Tensor, Tensor]:
-    """Finish and extend hypotheses, in place; parents and tokens of those that are continued: both (prompts, K).
+    """Finish and extend hypotheses, in place.
 
     Args:
         beams: the hypotheses of `length` - 1 tokens.
         scores: sums of log-probabilities of 2 K candidates, best first: (prompts, 2 K).
-        parents: the hypothesis each extends: (prompts, 2 K).
-        tokens: the token each adds: (prompts, 2 K).
+        parents: the hypothesis that each candidate extends: (prompts, 2 K).
+        tokens: the token that each candidate adds: (prompts, 2 K).
         length: tokens of the candidates, including end-of-text.
         settings: see `beam_search`.
-        eos_id: the end-of-text token.
+        eos_id: id of the end-of-text token.
+
+    Returns:
+        Parents and tokens of the hypotheses that are continued: both (prompts, K).
     """
     width, penalty = settings.num_beams, settings.length_penalty
     texts = _pick(beams.tokens, parents)
@@ -198,7 +207,7 @@ def _advance(
     if settings.early_stopping == "true":
         beams.done = full
     else:
-        # The sum only falls; divided by a longer length to a positive power it may still rise.
+        # The sum can only fall, but divided by a greater length to a positive power it may still rise.
         longest = settings.early_stopping == "never" and penalty > 0
         bound = beams.running[:, 0] / (settings.max_new_tokens if longest else length) ** penalty
         beams.done = beams.done | (full & (bound <= beams.finished[:, -1]))
@@ -206,12 +215,12 @@ def _advance(
 
 
 def _pick(texts: Tensor, order: Tensor) -> Tensor:
-    """Of texts (prompts, n, T) those that `order` (prompts, k) names: (prompts, k, T)."""
+    """Gather the texts (prompts, n, T) at `order` (prompts, k): (prompts, k, T)."""
     return texts.gather(1, order[..., None].expand(-1, -1, texts.shape[-1]))
 
 
 def _collect(found: list[list[Sentence]], beams: _Beams, eos_id: int) -> None:
-    """Write the finished sentences of `beams` to their prompts' places in `found`."""
+    """Write the finished sentences of `beams` to the entries of their prompts in `found`."""
     for row, scores, texts in zip(beams.rows.tolist(), beams.finished.tolist(), beams.sentences.tolist(), strict=True):
         ends = [text.index(eos_id) if eos_id in text else len(text) for text in texts]
         found[row] = [

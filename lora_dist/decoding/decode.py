@@ -1,7 +1,7 @@
 """Decode the test set: unique meaning representations (MRs) in chunks, sharded over the ranks, gathered by index.
 
-A chunk's composition does not depend on the world size, and neither does its output; the ranks only differ in which
-chunks they take. Each finished chunk goes to a ledger at once, and a restart skips what it holds.
+A chunk's MRs do not depend on the world size, and so neither do its sentences; the ranks only differ in which chunks
+they decode. Each rank appends a finished chunk to its ledger at once, and a restart skips what the ledgers hold.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
 
 @dataclass(frozen=True)
 class Decoder:
-    """A model with the adapter merged, ready to write sentences."""
+    """A model with the adapter merged, laid out for decoding, and its tokenizer."""
 
     model: DecodingModel
     tokenizer: Any
@@ -62,19 +62,19 @@ class Decoder:
     settings: DecodeSettings
 
     def sentences(self, prompts: Sequence[Sequence[int]]) -> list[Found]:
-        """The `num_return` best sentences of each prompt, computed in one batch."""
+        """Search the `num_return` best sentences of each prompt, in one batch."""
         searched = beam_search(self.model, prompts, self.settings, self.tokenizer.eos_token_id)
         kept = self.settings.num_return
         return [[(self.to_text(s), s.score) for s in sentences[:kept]] for sentences in searched]
 
     def to_text(self, sentence: Sentence) -> str:
-        """The sentence as one line of text, without special tokens."""
+        """Decode a sentence to one line of text, without special tokens."""
         text: str = self.tokenizer.decode(sentence.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return one_line(text)
 
 
 def load_decoder(settings: Settings, adapter: Path, device: torch.device) -> Decoder:
-    """Load GPT-2 on `device` with the adapter merged, in the precision of decoding.
+    """Load GPT-2 with the adapter merged on `device`, in the precision for decoding.
 
     Raises:
         UserError: if there is no adapter, or it was trained on another base model.
@@ -86,7 +86,7 @@ def load_decoder(settings: Settings, adapter: Path, device: torch.device) -> Dec
 
 
 def generate(settings: Settings, adapter: Path, device: torch.device, mrs: Sequence[str]) -> list[Found]:
-    """The `num_return` best sentences for each MR."""
+    """Return the `num_return` best sentences of each MR."""
     decoder = load_decoder(settings, adapter, device)
     return decoder.sentences(encode_prompts(decoder.tokenizer, mrs))
 
@@ -96,8 +96,8 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
 
     Raises:
         UserError: if adapter, base model or data are missing or do not fit, or the machines share no run directory.
-        Interrupted: when this rank received a signal to end; the ledger has what it decoded.
-        RuntimeError: if the ranks' sentences are not exactly one for each MR.
+        Interrupted: when this rank received a signal; the ledger has what it decoded.
+        RuntimeError: if an MR has no result from the ranks, or more than one.
     """
     require_shared(world, run.root)
     examples = first_on_node(world, lambda: load_split(settings.data, "test"))
@@ -122,7 +122,7 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
 
 
 def _signature(decoder: Decoder, run: RunDir, examples: Sequence[Example], groups: Sequence[Group]) -> dict[str, Any]:
-    """What makes the outputs: they are compared, and a ledger continued, only under the same."""
+    """Return what determines the outputs; a ledger is continued only under the same signature."""
     return {
         "decode": to_json(decoder.settings),
         "adapter": hashlib.sha256((run.adapter / ADAPTER_WEIGHTS).read_bytes()).hexdigest(),
@@ -146,19 +146,22 @@ def _write(run: RunDir, groups: Sequence[Group], sentences: Sequence[Found], sig
 
 
 def _row(sentences: Found) -> dict[str, Any]:
-    """The best sentence and, where more were asked for, those after it."""
+    """Return the best sentence and, if more were requested, the alternatives."""
     (text, score), *others = sentences
     more = {"alternatives": [{"text": text, "score": score} for text, score in others]} if others else {}
     return {"text": text, "score": score, **more}
 
 
 def chunks(lengths: Sequence[int], new_tokens: int, batch_tokens: int) -> list[list[int]]:
-    """Indices in chunks of similar prompt length, longest first, the same for every world size.
+    """Split prompts into chunks of similar length, longest first, in the same way for every world size.
 
     Args:
         lengths: tokens of each prompt.
-        new_tokens: tokens that its beams may add.
-        batch_tokens: most tokens of a chunk that has more than one prompt.
+        new_tokens: tokens that the beams of a prompt may add.
+        batch_tokens: most tokens of a chunk with more than one prompt.
+
+    Returns:
+        The indices of the prompts of each chunk.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     found: list[list[int]] = []
@@ -170,9 +173,9 @@ def chunks(lengths: Sequence[int], new_tokens: int, batch_tokens: int) -> list[l
 
 
 def batch_tokens(model: DecodingModel, settings: DecodeSettings, processes: int) -> int:
-    """The most tokens of a chunk: as set, or what suits the device and fits into a quarter of its free memory.
+    """Return the most tokens per chunk: the setting, or what suits the device and fits a quarter of its free memory.
 
-    A power of two, so that a little more or less of free memory gives the same chunks, and with them the same bytes.
+    A power of two, so that a little more or less free memory gives the same chunks and so the same bits.
     """
     if settings.batch_tokens is not None:
         return settings.batch_tokens
@@ -185,9 +188,9 @@ def batch_tokens(model: DecodingModel, settings: DecodeSettings, processes: int)
 def _decode_shard(
     decoder: Decoder, prompts: Sequence[Sequence[int]], done: dict[int, Found], run: RunDir, world: World
 ) -> dict[int, Found]:
-    """This rank's sentences by index: on rank 0 what the ledger had, and on each the chunks it decodes now.
+    """Decode this rank's chunks and return its sentences by index, on rank 0 together with those of the ledgers.
 
-    Each rank takes the next chunk when it is free, so a slow one does not hold up the others.
+    Each rank takes the next chunk as soon as it is free, so a slow rank does not delay the others.
     """
     settings = decoder.settings
     found = dict(done) if world.is_main else {}
@@ -200,7 +203,7 @@ def _decode_shard(
     with bar, graceful_shutdown() as request:
 
         def end_if_asked() -> None:
-            if request.signal is not None:  # without asking the others: each has a ledger of its own
+            if request.signal is not None:  # without a collective, as each rank has its own ledger
                 raise Interrupted(f"{request.signal} ended the decoding: the same command resumes it")
 
         while (number := started.add(1) - 1) < len(todo):

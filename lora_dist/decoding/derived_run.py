@@ -15,14 +15,14 @@ from lora_dist.run_guard import require_folder
 
 
 def source_settings(source: Path, target: Path | None) -> Settings:
-    """The settings of a run, or for the folder of an adapter only what its config says.
+    """Return the settings of a run, or those that the config of an adapter contains.
 
     Args:
-        source: the folder.
-        target: where the sentences go; None is into the run.
+        source: folder of a run or of an adapter.
+        target: folder for the sentences; None is the run itself.
 
     Raises:
-        UserError: if it is neither, or an adapter only and there is no target.
+        UserError: if the folder is neither, or that of an adapter and there is no target.
     """
     if not _is_adapter(source):
         return read_settings(RunDir(source))
@@ -34,7 +34,12 @@ def source_settings(source: Path, target: Path | None) -> Settings:
 
 
 def derive_run(target: RunDir, source: Path, settings: Settings) -> None:
-    """Make `target` a run with the adapter of `source`, a run or an adapter only, to be decoded with `settings`.
+    """Make `target` a run with the adapter of `source`, to be decoded with `settings`.
+
+    Args:
+        target: the new run directory.
+        source: folder of a run or of an adapter.
+        settings: settings of the new run.
 
     Raises:
         UserError: if there is no adapter, or `target` holds anything but an earlier copy.
@@ -58,7 +63,7 @@ def _is_adapter(source: Path) -> bool:
 
 
 def _may_become_copy(target: RunDir, adapter: Path) -> bool:
-    """Whether `target` is empty, or has this adapter and no checkpoints, which a training would have."""
+    """Return whether `target` is empty, or has this adapter and no checkpoints, which a trained run would have."""
     if all(path.name.startswith(PART) for path in target.root.iterdir()):
         return True
     theirs, own = (folder / ADAPTER_WEIGHTS for folder in (adapter, target.adapter))
@@ -66,6 +71,6 @@ def _may_become_copy(target: RunDir, adapter: Path) -> bool:
 
 
 def _foreign_config(adapter: Path) -> dict[str, Any]:
-    """Config.json of an adapter that was trained elsewhere: without world and data."""
+    """Build the config.json of an adapter that was trained elsewhere, with unknown world and data."""
     trainable = sum(tensor.numel() for tensor in load_adapter_state(adapter).values())
     return {"counts": {"trainable": trainable}, "world": None, "data": {}, "versions": versions()}

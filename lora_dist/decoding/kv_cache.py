@@ -1,9 +1,9 @@
-"""GPT-2 one token at a time, for several continuations (beams) of each of several prompts.
+"""GPT-2 with a KV cache: one token per step for several continuations (beams) of each of several prompts.
 
-The prompt is computed once and shared by all its beams. What the beams add goes to one buffer, behind the prompt, in
-the order in which it comes: a beam that changes its parent moves nothing, only its mask of visible entries changes.
-Attention then is one product of a prompt's beams with all entries of that prompt, under a mask of ancestry. Entries
-that no beam can see any more are removed now and then.
+A prompt is computed once and shared by its beams. The entries that the beams add are appended to the same buffer, in
+the order of the steps. A beam that changes its parent copies no entries; only its mask of visible entries changes. So
+attention is one product of a prompt's beams with all entries of that prompt, masked to each beam's ancestors. Entries
+that no beam can see any more are removed every few steps.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ PRUNE_EVERY = 8
 
 @dataclass(frozen=True)
 class DecodingModel:
-    """A frozen GPT-2 in evaluation mode, laid out for decoding on its device."""
+    """A frozen GPT-2 in evaluation mode, with its layers packed for decoding on its device."""
 
     body: GPT2Model
     projection: Projection
@@ -33,12 +33,12 @@ class DecodingModel:
 
     @property
     def positions(self) -> int:
-        """Positions of the model: most tokens of a text."""
+        """Positions of the model, the most tokens of a text."""
         return int(self.body.config.n_positions)
 
 
 def lay_out(gpt2: GPT2LMHeadModel) -> DecodingModel:
-    """Lay out a plain `gpt2` for decoding on its device; it serves only this afterwards."""
+    """Lay out a plain `gpt2` for decoding on its device; it can be used for nothing else afterwards."""
     kernels = kernels_for(gpt2.device)
     gpt2.requires_grad_(False).eval()
     kernels.freeze_layers(gpt2, differentiable=False)
@@ -47,31 +47,31 @@ def lay_out(gpt2: GPT2LMHeadModel) -> DecodingModel:
 
 
 class KVCache:
-    """Keys and values of some prompts and of the beams that continue them, and which entries each beam can see."""
+    """Keys and values of prompts and of the beams that continue them, and which entries each beam can see."""
 
     def __init__(self, model: DecodingModel, prompts: Sequence[Sequence[int]], beams: int, max_new_tokens: int) -> None:
         """Compute the prompts; `logits` (prompts, vocabulary) are then those of the first new token.
 
         Args:
             model: from `lay_out`.
-            prompts: token ids, each at least one.
-            beams: continuations of each prompt.
+            prompts: token ids of each prompt, at least one.
+            beams: continuations per prompt.
             max_new_tokens: how often `step` may be called.
         """
         self._model, self._beams = model, beams
         device, config = model.device, model.body.config
         self._heads = config.n_head
         lengths = [len(prompt) for prompt in prompts]
-        # Padding is between the prompt and its continuations; the mask hides it.
+        # A prompt's padding is followed by its continuations, and hidden by the mask.
         width = max(lengths)
         ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
         self._lengths = torch.tensor(lengths, device=device)
         self._used = self._steps = 0
-        # Room for all that may come, on a CPU taken from the system only as far as it is used.
+        # Room for the entries of all steps; on a CPU the system provides a page only when it is written.
         room = width + beams * max_new_tokens
         shape = (config.n_layer, 2, len(prompts), self._heads, room, config.n_embd // self._heads)
         self._entries = torch.empty(shape, dtype=model.dtype, device=device)
-        # A fresh buffer of this size would be asked of the system, page by page, at every step.
+        # Allocated once: the system would otherwise provide its pages one by one in each step.
         self._logits_buffer = torch.empty(len(prompts) * beams, config.vocab_size, dtype=model.dtype, device=device)
         self._visible = torch.zeros(len(prompts), beams, room, dtype=torch.bool, device=device)
         self._visible[:, :, :width] = (torch.arange(width, device=device) < self._lengths[:, None])[:, None]
@@ -81,11 +81,13 @@ class KVCache:
         self.logits = self._forward(ids, positions, None, last)
 
     def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Add one token to each beam; the logits of the next one, until the next call: (prompts, beams, vocabulary).
+        """Append one token to each beam and compute the logits of the next one: (prompts, beams, vocabulary).
+
+        The next call overwrites the result.
 
         Args:
-            tokens: the tokens added: (prompts, beams).
-            parents: the beams, as they were before, that they are added to: (prompts, beams).
+            tokens: the tokens to append: (prompts, beams).
+            parents: the beam of the previous step that each continues: (prompts, beams).
         """
         generated = self._visible[:, :, self._prompt_width : self._used]
         generated.copy_(generated.gather(1, parents[..., None].expand_as(generated)))
@@ -101,7 +103,7 @@ class KVCache:
         return self._forward(tokens, positions, mask, None).view(*tokens.shape, -1)
 
     def _prune(self) -> None:
-        """Remove the entries that no beam can see any more: those of hypotheses that have been dropped."""
+        """Remove the entries that no beam can see any more, which are those of dropped hypotheses."""
         first, last = self._prompt_width, self._used
         generated = self._visible[:, :, first:last]
         alive = generated.any(1)
@@ -114,34 +116,34 @@ class KVCache:
             layer[:, :, :, first : self._used] = layer[:, :, :, first:last].gather(3, kept)
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all prompts but `rows` (kept,), which are sorted."""
+        """Drop all prompts except `rows` (kept,), which are sorted."""
         used = self._entries[:, :, rows, :, : self._used]
         self._entries = self._entries[:, :, : len(rows)]
         self._entries[:, :, :, :, : self._used] = used
         self._visible, self._lengths = self._visible[rows], self._lengths[rows]
 
     def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, output_index: Tensor | None) -> Tensor:
-        """Logits (outputs, vocabulary) after new tokens (prompts, n), whose keys and values are added to the cache.
+        """Append new tokens to the cache and compute the logits after them: (outputs, vocabulary).
 
         Args:
             tokens: token ids: (prompts, n).
-            positions: position of each of them: (prompts, n).
-            mask: 0 or -inf, added to the scores of the entries that each may attend to: (prompts, 1, n, entries); None
-                is causal.
-            output_index: indices among the prompts * n tokens; None is all.
+            positions: position of each token: (prompts, n).
+            mask: 0 or -inf, added to the attention scores: (prompts, 1, n, entries). None is causal.
+            output_index: indices, among the prompts * n tokens, of those whose logits are computed; None is all.
         """
-        prompts, count = tokens.shape
-        start, stop = self._used, self._used + count
+        prompts, length = tokens.shape
+        start, stop = self._used, self._used + length
         kernels = self._model.kernels
 
         def attend(layer: int, fused: Tensor) -> Tensor:
-            query, key, value = fused.view(prompts, count, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+            query, key, value = fused.view(prompts, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
             keys, values = self._entries[layer, :, :, :, :stop]
             keys[:, :, start:], values[:, :, start:] = key, value
             if mask is None:
-                return causal_attention(kernels, fused.view(prompts, count, -1), self._heads, dropout=0.0).flatten(0, 1)
+                rows = fused.view(prompts, length, -1)
+                return causal_attention(kernels, rows, self._heads, dropout=0.0).flatten(0, 1)
             mixed = kernels.cached_attention(query, keys, values, mask)
-            return mixed.transpose(1, 2).reshape(prompts * count, -1)
+            return mixed.transpose(1, 2).reshape(prompts * length, -1)
 
         hidden = run_body(self._model.body, tokens.flatten(), positions.flatten(), attend, output_index)
         self._used = stop

@@ -1,4 +1,4 @@
-"""What the ranks have decoded so far, so that a restart skips it."""
+"""Ledgers: what each rank has decoded so far, so that a restart can skip it."""
 
 import json
 from collections.abc import Mapping
@@ -9,11 +9,14 @@ from lora_dist.files import write_text
 from lora_dist.run_dir import RunDir
 
 Found = list[tuple[str, float]]
-"""The sentences of one meaning representation with their scores, best first."""
+"""The sentences of one meaning representation (MR) with their scores, best first."""
 
 
 def open_ledger(run: RunDir, signature: dict[str, Any]) -> dict[int, Found]:
-    """What earlier ranks, of any world size, have decoded under this very signature; ledgers of others are removed."""
+    """Read what ranks of any earlier world have decoded under this signature, by index of the MR.
+
+    Ledgers and outputs of another signature are deleted.
+    """
     folder = run.ledger(0).parent
     folder.mkdir(parents=True, exist_ok=True)
     head = folder / "signature.json"
@@ -33,6 +36,6 @@ def open_ledger(run: RunDir, signature: dict[str, Any]) -> dict[int, Found]:
 
 
 def append_to_ledger(run: RunDir, rank: int, found: Mapping[int, Found]) -> None:
-    """Add sentences by index to the ledger of `rank`."""
+    """Append the sentences of some MRs, by index, to the ledger of `rank`."""
     with run.ledger(rank).open("a", encoding="utf-8") as file:
         file.writelines(json.dumps([i, sentences], ensure_ascii=False) + "\n" for i, sentences in found.items())

@@ -1,1 +1,1 @@
-"""Processes, devices, and what the ranks of a run say to each other."""
+"""Processes, devices, and communication between the ranks of a run."""

@@ -1,4 +1,4 @@
-"""What the ranks of a run exchange: a few verbs, so that no other module asks under which strategy it runs."""
+"""Communication between the ranks of a run, in a few functions that are the same under every strategy."""
 
 import signal
 import time
@@ -22,7 +22,7 @@ T = TypeVar("T")
 def on_main(world: World, work: Callable[[], T]) -> T:
     """Do `work` on rank 0 only and return its result on every rank. Collective: call on all ranks.
 
-    The others wait, so it is also how one process reads or downloads what all will find in the cache.
+    The other ranks wait, so one process can also download what all of them then find in the cache.
 
     Raises:
         UserError: on every rank, if `work` raised one.
@@ -41,12 +41,12 @@ def on_main(world: World, work: Callable[[], T]) -> T:
 
 
 def first_on_node(world: World, work: Callable[[], T]) -> T:
-    """Do `work` on every rank, on one rank of a node before its others. Collective: call on all ranks.
+    """Do `work` on every rank, first on one rank per node and then on the others. Collective: call on all ranks.
 
-    The first may fill a cache that the others read.
+    The first one may write a cache that the others read.
 
     Raises:
-        UserError: on every rank, if `work` raised one on any.
+        UserError: on every rank, if `work` raised one on any rank.
     """
     result: T | None = None
     problem: str | None = None
@@ -71,7 +71,7 @@ def barrier_while(world: World, work: Callable[[], None]) -> None:
     """Wait for all ranks, and do `work` five times per second until they arrive. Collective: call on all ranks.
 
     Raises:
-        RuntimeError: soon after another rank was killed, also one on another machine, which no launcher reports.
+        RuntimeError: soon after another rank was killed, even on another machine, where no launcher reports it.
     """
     if world.control_group is not None:
         pending = dist.barrier(world.control_group, async_op=True)
@@ -83,15 +83,16 @@ def barrier_while(world: World, work: Callable[[], None]) -> None:
 
 
 def gather_objects(world: World, items: list[T]) -> list[T]:
-    """The lists of all ranks, joined in rank order, on every rank. Collective: call on all ranks."""
+    """Concatenate the lists of all ranks in rank order, on every rank. Collective: call on all ranks."""
     gathered: list[T] = gather_object(items)
     return gathered
 
 
 def gather_by_index(world: World, items: Mapping[int, T], total: int) -> list[T]:
-    """Items 0 to `total` - 1, in order, on every rank, however the ranks hold them. Collective: call on all ranks.
+    """Gather items 0 to `total` - 1 in order on every rank, in whatever way they are sharded.
 
-    Gathered by index and not by position, so no padding or uneven shard can shift a row.
+    Collective: call on all ranks. As items are gathered by index instead of position, no padding or uneven shard can
+    shift a row.
 
     Raises:
         RuntimeError: if an index is missing, occurs twice, or is not below `total`.
@@ -108,7 +109,7 @@ def gather_by_index(world: World, items: Mapping[int, T], total: int) -> list[T]
 
 
 class SharedCounter:
-    """A number that the ranks increase together, without waiting for each other."""
+    """A counter that all ranks increase without waiting for each other."""
 
     def __init__(self, world: World) -> None:
         """Start at 0. Collective: call on all ranks."""
@@ -127,7 +128,7 @@ class SharedCounter:
 
 
 def received_signal(world: World, request: StopRequest) -> str | None:
-    """The signal that any of the ranks received, on all of them at once. Collective: call on all ranks."""
+    """Return on all ranks the signal that any rank received, None without one. Collective: call on all ranks."""
     if world.control_group is None:
         return request.signal
     numbers = torch.tensor([signal.Signals[request.signal] if request.signal else 0])
@@ -137,6 +138,6 @@ def received_signal(world: World, request: StopRequest) -> str | None:
 
 
 def sum_over_ranks(world: World, values: Tensor) -> Tensor:
-    """Element-wise sum over ranks of `values` (n,), in fp64, on every rank. Collective: call on all ranks."""
+    """Sum `values` (n,) element-wise over ranks in fp64: (n,) on every rank. Collective: call on all ranks."""
     total: Tensor = world.accelerator.reduce(values.double(), reduction="sum")
     return total

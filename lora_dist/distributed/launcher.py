@@ -1,6 +1,6 @@
-"""What the launcher (`accelerate launch`, torchrun, SLURM) says in its environment, and how to start one.
+"""Read the environment that a launcher (`accelerate launch`, torchrun, SLURM) sets, and build commands that start one.
 
-No process group is touched here, and torch is not imported.
+This module touches no process group and does not import torch.
 """
 
 import os
@@ -13,10 +13,10 @@ from lora_dist.config import Precision
 from lora_dist.errors import UserError
 
 MIXED_PRECISION: dict[Precision, str] = {"bf16": "bf16", "fp32": "no"}
-"""What accelerate calls the precision of the frozen weights, on its command line and in ACCELERATE_MIXED_PRECISION."""
+"""Accelerate's names for the precision of the frozen weights, as an option and in ACCELERATE_MIXED_PRECISION."""
 
 LOG_PREFIX = "lora-dist: "
-"""Start of each line in which a process reports its own failure."""
+"""First characters of each line in which a process reports its own failure."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Strategy:
     """A way to train in several processes: DDP, or a stage of DeepSpeed ZeRO."""
 
     name: str
-    """The stem of its file in `accelerate_configs/`, and what the command line calls it."""
+    """Its name on the command line, which is the stem of its file in `accelerate_configs/`."""
     zero_stage: int = 0
     """What ZeRO partitions over the ranks: 1 the optimizer state, 2 gradients too, 3 weights too; 0 is DDP."""
     offload: bool = False
     """Whether partitions of weights and optimizer state are kept in the host's memory."""
 
     def launch_options(self) -> list[str]:
-        """What its file in `accelerate_configs/` says, as options; an installed package comes without these files."""
+        """Return the contents of its file in `accelerate_configs/` as options, as a wheel comes without the files."""
         if not self.zero_stage:
             return ["--multi_gpu"]
         offload = ["--offload_optimizer_device", "cpu", "--offload_param_device", "cpu"] if self.offload else []
@@ -52,10 +52,10 @@ STRATEGIES = {
 
 
 def launched_processes() -> int:
-    """Processes that the launcher started; 1 without a launcher.
+    """Return how many processes the launcher started; 1 without a launcher.
 
     Raises:
-        UserError: if this is one of several copies that do not know of each other.
+        UserError: if this process is one of several copies that are not connected.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     # MPI and srun start copies of a command; only torchrun's variables join them.
@@ -70,20 +70,20 @@ def launched_processes() -> int:
 
 
 def local_processes() -> int:
-    """How many of the launcher's processes share this machine's cores and memory."""
+    """Return how many of the launcher's processes run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
 
 
 def restarts() -> int:
-    """How often torchrun has restarted these processes after a failure (`--max_restarts`)."""
+    """Return how often torchrun has restarted these processes after a failure (`--max_restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def uses_deepspeed() -> bool:
-    """Whether the launcher's config asks for DeepSpeed.
+    """Return whether the launcher's config asks for DeepSpeed.
 
     Raises:
-        UserError: if it does and DeepSpeed is not installed; accelerate would end with a traceback.
+        UserError: if it does but DeepSpeed is missing, where accelerate would print a traceback.
     """
     asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if asked and find_spec("deepspeed") is None:
@@ -94,7 +94,7 @@ def uses_deepspeed() -> bool:
 
 
 def launch_command(processes: int, strategy: Strategy = STRATEGIES["ddp"], precision: Precision = "bf16") -> list[str]:
-    """The beginning of a command line that starts a Python file or module in `processes` processes on this machine."""
+    """Return the first part of a command that starts a Python file or module in `processes` processes here."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     common = ["--num_machines", "1", "--num_processes", str(processes), "--mixed_precision", MIXED_PRECISION[precision]]
     if processes == 1 and not strategy.zero_stage:  # accelerate refuses --multi_gpu for one process
@@ -103,7 +103,7 @@ def launch_command(processes: int, strategy: Strategy = STRATEGIES["ddp"], preci
 
 
 def failure_reason(done: subprocess.CompletedProcess[str]) -> str:
-    """Why launched processes failed, in one line: what they report themselves, the first error, or the exit code."""
+    """Return why launched processes failed, in one line: their own report, the first error, or the exit code."""
     lines = done.stderr.splitlines()
     reported = [line.removeprefix(LOG_PREFIX) for line in lines if line.startswith(LOG_PREFIX)]
     errors = [line.strip() for line in lines if "Error: " in line]

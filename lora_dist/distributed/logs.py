@@ -1,4 +1,4 @@
-"""Log lines of the package: on stderr, from rank 0, warnings from every rank."""
+"""Logging of the package to stderr: rank 0 logs everything, the other ranks only warnings."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True, kw_only=True)
 class LogSettings:
-    """What every command takes."""
+    """Settings that every command has."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Show log lines of this level and above, on stderr."""
@@ -23,7 +23,7 @@ class _RankFilter(logging.Filter):
 
 
 class _StderrHandler(logging.Handler):
-    """Writes above progress bars instead of into them."""
+    """Writes above a progress bar instead of into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)

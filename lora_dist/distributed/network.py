@@ -1,4 +1,4 @@
-"""Which of this machine's network interfaces leads to the other machines."""
+"""Find the network interface of this machine that leads to the other machines."""
 
 import socket
 from ipaddress import ip_address
@@ -6,14 +6,14 @@ from ipaddress import ip_address
 import psutil
 
 FAR_AWAY = "192.0.2.1"
-"""An address that no machine has (RFC 5737): the way to it is the default route."""
+"""An address that no machine has (RFC 5737), so it is reached through the default route."""
 
 
 def interface_towards(host: str) -> str | None:
-    """The interface through which packets to `host` leave this machine; None if there is no way.
+    """Return the interface through which packets to `host` leave this machine; None without a route.
 
-    Where `host` is this machine, its name may stand for a loopback address (127.0.1.1 on Debian), at which no other
-    machine could answer; then it is the interface of the default route.
+    If `host` is this machine, its name may resolve to a loopback address (127.0.1.1 on Debian), which other machines
+    cannot reach. The interface of the default route is returned then.
     """
     for target in (host, FAR_AWAY):
         address = _local_address(target)
@@ -24,11 +24,11 @@ def interface_towards(host: str) -> str | None:
 
 
 def _local_address(host: str) -> str | None:
-    """The address that packets to `host` carry as their sender's; asks for the route and sends nothing."""
+    """Return the source address of packets to `host`, by looking up the route without sending anything."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
             probe.connect(address)
             return str(probe.getsockname()[0])
-    except OSError:  # an unknown name, or a network that no route leads to
+    except OSError:  # an unknown host name, or no route
         return None

@@ -1,8 +1,7 @@
-"""Graceful shutdown: a signal is noted, and acted on where nothing is half done.
+"""Graceful shutdown: a signal is recorded, and acted on after the current step or chunk.
 
-SIGTERM and SIGUSR1 come from schedulers (SLURM: before the time limit, or to make room), SIGINT from Ctrl-C, SIGHUP
-from a terminal that goes away. All ranks then finish the step or chunk they are at, save, and exit with
-`errors.INTERRUPTED`.
+SIGTERM and SIGUSR1 come from schedulers (SLURM: before the time limit, or at preemption), SIGINT from Ctrl-C, SIGHUP
+from a terminal that closes. All ranks then finish their step or chunk, save, and exit with `errors.INTERRUPTED`.
 """
 
 import signal
@@ -21,7 +20,7 @@ class StopRequest:
         """Name of the signal that came first."""
 
     def note(self, number: int, _: FrameType | None) -> None:
-        """Set the flag and nothing else, as a signal handler. A second Ctrl-C ends the process at once."""
+        """Record signal `number` and do nothing else; a second Ctrl-C then ends the process at once."""
         self.signal = self.signal or signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,9 +28,9 @@ class StopRequest:
 
 @contextmanager
 def graceful_shutdown() -> Iterator[StopRequest]:
-    """Note the `SIGNALS` that come during the block instead of ending at once; call it in the main thread.
+    """Record the `SIGNALS` that arrive during the block instead of ending the process; call it in the main thread.
 
-    A signal that is ignored stays so: `nohup` ignores SIGHUP.
+    A signal that is ignored stays ignored: `nohup` ignores SIGHUP.
     """
     request = StopRequest()
     before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}

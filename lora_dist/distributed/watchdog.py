@@ -1,4 +1,4 @@
-"""Hang detection: end a process that makes no progress and report where it is stuck."""
+"""Hang detection: report where a process is stuck if it makes no progress, and end it."""
 
 import faulthandler
 import os
@@ -11,25 +11,25 @@ from lora_dist.distributed.launcher import LOG_PREFIX
 from lora_dist.errors import HUNG
 
 HANG_TIMEOUT = 1800.0
-"""Seconds without progress after which a process ends by default: above the slowest download, chunk or batch."""
+"""Default seconds without progress after which a process ends: longer than the slowest download, chunk or batch."""
 
 TICK = 1.0
 """Seconds between two checks."""
 
 REPORT_SECONDS = 5.0
-"""Seconds between a process' report and its end: a launcher that sees one end stops the others, which hang as well and
-have something to report."""
+"""Seconds between a process' report and its end. A launcher stops the other processes as soon as one ends; these hang
+as well and need the time for their own reports."""
 
 
 class Watchdog:
-    """A thread that checks whether the main thread has noted progress lately; a context manager."""
+    """A context manager with a thread that checks whether the main thread has reported progress recently."""
 
     def __init__(self, name: str, seconds: float) -> None:
-        """Watch over the thread that calls this.
+        """Watch the process that calls this.
 
         Args:
-            name: of the process, in the message.
-            seconds: without progress after which it counts as hanging; 0 turns the watchdog off.
+            name: name of the process in the report.
+            seconds: time without progress after which the process is ended; 0 turns the watchdog off.
         """
         self._name, self._seconds = name, seconds
         self._place = "the start"
@@ -38,7 +38,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def progress(self, place: str) -> None:
-        """Note that the process has reached `place`, such as `step 7 of 100`."""
+        """Report that the process has reached `place`, such as `step 7 of 100`."""
         self._place, self._idle = place, 0.0
 
     def __enter__(self) -> "Watchdog":
@@ -50,7 +50,7 @@ class Watchdog:
         self._stopped.set()
 
     def _watch(self) -> None:
-        # Counted in ticks and not by the clock, so that a process that was stopped (Ctrl-Z) does not count as hanging.
+        # Counted in ticks instead of by the clock, so that a process stopped by Ctrl-Z does not count as hanging.
         while not self._stopped.wait(TICK):
             self._idle += TICK
             if self._idle >= self._seconds:
@@ -64,4 +64,4 @@ class Watchdog:
         sys.stderr.flush()
         faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
         time.sleep(REPORT_SECONDS)
-        os._exit(HUNG)  # the main thread hangs, so it cannot be asked to leave
+        os._exit(HUNG)  # sys.exit would need the main thread, which hangs

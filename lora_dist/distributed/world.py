@@ -1,7 +1,7 @@
-"""Start the processes of a run, check that they found each other, and end them in order.
+"""Connect the processes of a run, check that they found each other, and shut them down in order.
 
-The launcher (`accelerate launch`, torchrun, SLURM) says how many processes there are; the accelerate config says which
-strategy and precision. What the ranks then exchange is in `collectives.py`.
+The launcher (`accelerate launch`, torchrun, SLURM) sets the number of processes, the accelerate config the strategy and
+the precision. Communication between the ranks is in `collectives.py`.
 """
 
 import os
@@ -30,10 +30,10 @@ from lora_dist.distributed.watchdog import HANG_TIMEOUT, Watchdog
 from lora_dist.errors import UserError
 
 TIMEOUT_MARGIN = 300.0
-"""Seconds that a collective waits longer than the watchdog, whose message says more and so should come first."""
+"""Seconds by which a collective's timeout exceeds the watchdog's, whose more useful report should come first."""
 
 NO_TIMEOUT = 10 * 365 * 24 * 3600.0
-"""Seconds that stand for no timeout."""
+"""Seconds that mean no timeout."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class World:
 
     accelerator: Accelerator
     precision: Precision
-    """Number format of the frozen weights while training."""
+    """Precision of the frozen weights during training."""
     watchdog: Watchdog
-    """To be notified of progress, as it ends a process that makes none."""
+    """Ends this process if no progress is reported to it for too long."""
     store: Store | None
     """Key-value store of all ranks; None for one process."""
     control_group: dist.ProcessGroup | None
-    """All ranks over gloo, for messages that no GPU should wait for; None for one process."""
+    """All ranks over gloo, for messages that do not go through the GPU; None for one process."""
 
     @property
     def rank(self) -> int:
@@ -57,12 +57,12 @@ class World:
 
     @property
     def size(self) -> int:
-        """Processes of the run."""
+        """Number of processes of the run."""
         return int(self.accelerator.num_processes)
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device on which this process computes."""
         device: torch.device = self.accelerator.device
         return device
 
@@ -84,7 +84,7 @@ class World:
         return "single" if self.size == 1 else "ddp"
 
     def describe(self) -> dict[str, Any]:
-        """The world for config.json: processes, strategy, device, precision."""
+        """Return processes, strategy, device and precision, for config.json."""
         return {
             "processes": self.size,
             "strategy": self.strategy,
@@ -97,16 +97,16 @@ class World:
 def world(
     device: str = "auto", *, tracker: str = "none", folder: Path | None = None, hang_timeout: float = HANG_TIMEOUT
 ) -> Iterator[World]:
-    """Join the processes that the launcher started, and leave them in order at the end.
+    """Connect the processes that the launcher started, and shut down in order after the block.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`; a number only without a launcher.
-        tracker: an experiment tracker of accelerate's, or `none`.
-        folder: where the tracker writes.
-        hang_timeout: seconds without progress after which a rank reports where it is and ends; 0 turns that off.
+        tracker: one of accelerate's experiment trackers, or `none`.
+        folder: output folder of the tracker.
+        hang_timeout: seconds without progress after which a rank reports where it is and ends; 0 turns this off.
 
     Raises:
-        UserError: if the device, the precision or a package is missing, or the processes would not find each other.
+        UserError: if the device, the precision or a package is unavailable, or the processes are not connected.
     """
     _require_tracker(tracker)
     launched = launched_processes()
@@ -118,7 +118,7 @@ def world(
     backend = "gloo" if on_cpu and (launched > 1 or uses_deepspeed()) else None  # accelerate would prefer MPI
     accelerator = Accelerator(
         cpu=on_cpu and not uses_deepspeed(),
-        mixed_precision="no",  # we hold the weights in the compute precision ourselves; autocast would cast each step
+        mixed_precision="no",  # the weights already have the compute precision; autocast would cast them in each step
         step_scheduler_with_optimizer=False,
         log_with=None if tracker == "none" else tracker,
         project_dir=None if folder is None else str(folder),
@@ -131,7 +131,7 @@ def world(
         )
     assert launched == 1 or accelerator.distributed_type != DistributedType.NO
     load_weights_whole()
-    # DeepSpeed calls functions of torch that are deprecated, and each call warns.
+    # DeepSpeed calls deprecated functions of torch, which warn each time.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     control_group = dist.new_group(backend="gloo", timeout=timeout) if launched > 1 else None
     name = f"rank {accelerator.process_index} of {launched}"
@@ -140,27 +140,27 @@ def world(
             yield World(accelerator, compute_precision(accelerator.device), watchdog, store, control_group)
             accelerator.wait_for_everyone()
     finally:
-        accelerator.end_training()  # ends trackers and destroys the process group, before the interpreter does
+        accelerator.end_training()  # closes trackers and destroys the process group, before the interpreter exits
         reset_accelerate()
 
 
 def _use_cpu_cores(launched: int) -> None:
-    """Share the cores among the `launched` processes, and keep DeepSpeed from taking a GPU or compiling for a CPU."""
+    """Limit the threads of each process to its part of the cores, and keep DeepSpeed from using a GPU or compiling."""
     if uses_deepspeed():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # it would take a GPU without asking
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # DeepSpeed would use a GPU whenever there is one
         compile_nothing()
     if launched > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes()))
 
 
 def _join(backend: str, timeout: timedelta) -> Store:
-    """Make the process group before accelerate does, and return its store.
+    """Create the process group before accelerate does, and return its store.
 
-    Processes that torchrun has restarted find the store of those before them, with addresses in it where nobody listens
-    any more, so each attempt has keys of its own.
+    Processes that torchrun has restarted find the previous attempt's store, with the addresses of dead processes in it.
+    So each attempt uses its own keys.
     """
     if local_processes() < launched_processes():
-        # Gloo would listen at the address of this machine's own name, which is often a loopback one.
+        # Gloo would listen at the address of this machine's host name, which is often a loopback address.
         interface = interface_towards(os.environ["MASTER_ADDR"])
         if interface is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -171,6 +171,6 @@ def _join(backend: str, timeout: timedelta) -> Store:
 
 
 def _require_tracker(tracker: str) -> None:
-    """Refuse a missing tracker, which accelerate would skip silently."""
+    """Refuse a tracker whose package is missing, which accelerate would skip silently."""
     if tracker != "none" and find_spec(tracker) is None:
         raise UserError(f"--train.tracker is {tracker}: its package is missing, pip install 'lora-dist[{tracker}]'")

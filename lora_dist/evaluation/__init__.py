@@ -1,1 +1,1 @@
-"""Scores of files and runs, and the model card that states them."""
+"""Scores of files and runs, and the model card that reports them."""

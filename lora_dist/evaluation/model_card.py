@@ -1,4 +1,4 @@
-"""The adapter's model card, and the way of both to the Hugging Face hub."""
+"""The adapter's model card, and the upload of both to the Hugging Face Hub."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from lora_dist.files import read_json, write_text
 from lora_dist.metrics.suite import METRICS
 from lora_dist.run_dir import RunDir
 
-CARD = "README.md"
+CARD_NAME = "README.md"
 
 
 def write_card(run: RunDir) -> None:
-    """Write the card of a scored run into its adapter's folder.
+    """Write the model card of a scored run to the folder of its adapter.
 
     Raises:
         UserError: if the run has no scores or no adapter.
@@ -24,19 +24,56 @@ def write_card(run: RunDir) -> None:
     config = read_json(run.config, f"{run.root} is not the folder of a run")
     if not run.adapter.is_dir():
         raise UserError(f"{run.adapter} is missing: train first")
-    write_text(run.adapter / CARD, card(config, scores))
+    write_text(run.adapter / CARD_NAME, render_card(config, scores))
 
 
-def card(config: dict[str, Any], scores: dict[str, Any]) -> str:
-    """Base, data, recipe, scores and their signature, as Markdown with the hub's head of YAML.
+def render_card(config: dict[str, Any], scores: dict[str, Any]) -> str:
+    """Render base model, data, settings, scores and their signature as Markdown with the Hub's YAML front matter.
 
     Args:
-        config: of config.json.
-        scores: of scores.json.
+        config: Object of config.json.
+        scores: Object of scores.json.
     """
     settings = from_json(Settings, config["settings"])
+    options = as_options(settings, "lora", "train")
+    option_rows = "".join(f"| {name[2:]} | {value} |\n" for name, value in options.items())
+    score_rows = "".join(f"| {metric} | {scores[metric]:.4f} |\n" for metric in METRICS)
+    signature = json.dumps(scores["signature"], indent=2, ensure_ascii=False)
+    trained_here = config["world"] is not None
+    training = f"Trained by `lora-dist {command_line(settings)}`" if trained_here else "Trained elsewhere"
+    return f"""---
+{_front_matter(settings)}---
+
+# LoRA on {settings.model.name} for the E2E NLG Challenge
+
+The model writes one sentence for a meaning representation. The prompt is `name[The Eagle], food[French] <|ref|>`.
+`<|ref|>` is a token added to GPT-2's vocabulary. Its frozen embedding is stored next to the adapter in
+`reference_token.safetensors`. `lora-dist merge RUN OUT` writes a plain GPT-2 checkpoint that transformers loads.
+
+## Scores on the test set
+
+| metric | score |
+|---|---|
+{score_rows}
+Scores are comparable only if their signatures are equal:
+
+```json
+{signature}
+```
+
+## Training
+
+{training}. Trainable params: {config["counts"]["trainable"]:,}.
+
+| setting | value |
+|---|---|
+{option_rows}"""
+
+
+def _front_matter(settings: Settings) -> str:
+    """Return the Hub's metadata of the model as YAML."""
     on_hub = not os.path.exists(settings.model.name)
-    head: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         **({"base_model": settings.model.name} if on_hub else {}),
         "library_name": "peft",
         "pipeline_tag": "text-generation",
@@ -44,46 +81,15 @@ def card(config: dict[str, Any], scores: dict[str, Any]) -> str:
         "datasets": ["tuetschek/e2e_nlg"],
         "tags": ["lora", "data-to-text", "e2e-nlg"],
     }
-    # Each value in JSON, which is YAML as well, and keeps a name with a colon in it from being something else.
-    yaml = "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in head.items())
-    recipe = "".join(f"| {name[2:]} | {value} |\n" for name, value in as_options(settings, "lora", "train").items())
-    measured = "".join(f"| {metric} | {scores[metric]:.4f} |\n" for metric in METRICS)
-    signature = json.dumps(scores["signature"], indent=2, ensure_ascii=False)
-    trained = f"Trained by `lora-dist {command_line(settings)}`" if config["world"] is not None else "Trained elsewhere"
-    return f"""---
-{yaml}---
-
-# LoRA on {settings.model.name} for the E2E NLG Challenge
-
-It writes a sentence for a meaning representation: the prompt is `name[The Eagle], food[French] <|ref|>`.
-`<|ref|>` is a token added to GPT-2's vocabulary, whose frozen embedding lies beside the adapter in
-`reference_token.safetensors`. `lora-dist merge RUN OUT` writes a plain GPT-2 that transformers loads.
-
-## Scores on the test set
-
-| metric | score |
-|---|---|
-{measured}
-Scores compare only under the same signature:
-
-```json
-{signature}
-```
-
-## Recipe
-
-{trained}: {config["counts"]["trainable"]:,} trained numbers.
-
-| setting | value |
-|---|---|
-{recipe}"""
+    # JSON is valid YAML, and its quotes keep a name with a colon a string.
+    return "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in metadata.items())
 
 
 def push(run: RunDir, repository: str) -> str:
-    """Upload the run's adapter folder, its card among it, to a repository of the hub; return what to tell the user.
+    """Upload the run's adapter folder with its model card to a repository on the Hub; return a message for the user.
 
     Raises:
-        UserError: if the hub cannot be reached, or refuses.
+        UserError: if the Hub is unreachable or rejects the upload.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
@@ -95,7 +101,7 @@ def push(run: RunDir, repository: str) -> str:
         api.upload_folder(
             repo_id=url.repo_id, folder_path=run.adapter, commit_message="Adapter and model card from lora_dist"
         )
-    except (HFValidationError, HTTPError, OSError) as error:  # OSError: it is told to be offline
+    except (HFValidationError, HTTPError, OSError) as error:  # OSError: HF_HUB_OFFLINE is set
         reason = " ".join(str(error).split())
         raise UserError(
             f"--push {repository} failed ({reason}): check the name, the network, and hf auth login"

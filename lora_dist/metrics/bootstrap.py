@@ -1,65 +1,65 @@
-"""Confidence of the five scores by the bootstrap over instances.
+"""Bootstrap confidence intervals and a paired significance test for the five scores.
 
 Koehn (2004), "Statistical Significance Tests for Machine Translation Evaluation", sections 3 (intervals) and 4 (paired
-test): draw as many instances as there are, with repetition, many times over, and look at how the scores vary. What the
-scores are made of is computed once; a resample adds it up for the instances drawn, which takes a fraction of a
-millisecond. The weights of n-grams in NIST and CIDEr stay those of the whole set.
+test): draw N of the N instances with replacement, many times, and compute the scores of each resample. The sufficient
+statistics of each instance are computed once. A resample only sums the rows it draws, which takes a fraction of a
+millisecond. The n-gram weights of NIST and CIDEr stay those of the whole test set.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lora_dist.errors import UserError
-from lora_dist.metrics.suite import METRICS, Measurements
+from lora_dist.metrics.suite import METRICS, CorpusStatistics
 
-LEAST_RESAMPLES = 40
-"""With fewer, no resample lies outside a 95 % interval."""
-_ENDS = (2.5, 97.5)
+MIN_RESAMPLES = 40
+"""With fewer, no resample falls outside a 95 % interval."""
+_PERCENTILES = (2.5, 97.5)
 
 
 class UndefinedResample(UserError):
-    """A score is not defined for some resample, though it may be for the whole set."""
+    """A score is undefined for a resample, though it may be defined for the whole set."""
 
 
-def resampled_scores(measured: Measurements, resamples: int, seed: int) -> NDArray[np.float64]:
-    """The scores of bootstrap samples: shape (resamples, 5), columns in the order of METRICS.
+def bootstrap_scores(statistics: CorpusStatistics, num_resamples: int, seed: int) -> NDArray[np.float64]:
+    """Return the scores of bootstrap resamples, shape (num_resamples, 5), columns in the order of METRICS.
 
-    The instances drawn depend on their number and on `seed` alone, so the rows for two systems with outputs for the
-    same instances are pairs.
+    The instances drawn depend only on `seed` and on the number of instances. The rows of two systems with outputs for
+    the same instances are therefore paired.
 
     Raises:
-        UndefinedResample: if NIST is not defined for a sample (see `mteval.nist`).
+        UndefinedResample: if NIST is undefined for a resample (see `mteval.corpus_nist`).
     """
     generator = np.random.default_rng(seed)
-    instances = len(measured.rouge)
-    drawn = (generator.integers(instances, size=instances) for _ in range(resamples))
+    num_instances = len(statistics.rouge)
+    resamples = (generator.integers(num_instances, size=num_instances) for _ in range(num_resamples))
     try:
-        return np.array([list(measured.scores(rows).values()) for rows in drawn])
+        return np.array([list(statistics.scores(indices).values()) for indices in resamples])
     except UserError as error:
         raise UndefinedResample(f"in a resample {error}") from None
 
 
-def intervals(samples: NDArray[np.float64]) -> dict[str, list[float]]:
-    """The 95 % interval of each metric, [low, high]: what lies between the 2.5th and 97.5th percentile of `samples`.
+def confidence_intervals(samples: NDArray[np.float64]) -> dict[str, list[float]]:
+    """Return the 95 % percentile interval of each metric as [low, high].
 
     Args:
         samples: Shape (resamples, 5): scores, or differences of scores.
     """
-    ends = np.percentile(samples, _ENDS, axis=0)
-    return {name: ends[:, column].tolist() for column, name in enumerate(METRICS)}
+    bounds = np.percentile(samples, _PERCENTILES, axis=0)
+    return {name: bounds[:, column].tolist() for column, name in enumerate(METRICS)}
 
 
 def p_values(differences: NDArray[np.float64], samples: NDArray[np.float64]) -> dict[str, float]:
-    """For each metric the share of resamples in which the system that is better on the whole set is not better.
+    """Return for each metric the fraction of resamples in which the better system is not better.
 
-    The whole set counts as one more resample, so that the share is never 0 (Davison and Hinkley 1997, "Bootstrap
-    Methods and their Application", section 4.2.1). The test is one-sided: Koehn calls a system better at the 95 % level
-    where the share is at most 0.05.
+    The better system is the one with the higher score on the whole set. The whole set counts as one more resample, so
+    that p is never 0 (Davison and Hinkley 1997, "Bootstrap Methods and their Application", section 4.2.1). The test is
+    one-sided: Koehn calls a system better at the 95 % level if p <= 0.05.
 
     Args:
-        differences: Shape (5,): scores of one system on the whole set less those of the other.
-        samples: Shape (resamples, 5): the same for each resample.
+        differences: Shape (5,): scores of one system on the whole set minus those of the other.
+        samples: Shape (resamples, 5): the same difference for each resample.
     """
     not_better = (samples * np.sign(differences) <= 0).sum(axis=0)
-    shares = (not_better + 1) / (len(samples) + 1)
-    return dict(zip(METRICS, shares.tolist(), strict=True))
+    p = (not_better + 1) / (len(samples) + 1)
+    return dict(zip(METRICS, p.tolist(), strict=True))

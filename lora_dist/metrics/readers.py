@@ -1,13 +1,15 @@
-"""Reading references and outputs in the formats of the E2E NLG Challenge's script (`measure_scores.py`).
+"""Readers for references and outputs in the formats of the E2E NLG Challenge's script (`measure_scores.py`).
 
-A name that ends in .csv or .tsv holds a table: a column of sources (meaning representations) and one of texts, found
-by their header, or just these two without a header. The delimiter is a tab if the first line has one, else a comma.
-Any other name holds plain text: one output a line, an empty line being an empty output; references with an empty line
-between instances, or, without any empty line, one reference an instance.
+A file whose name ends in .csv or .tsv is a table. Its header identifies a column of sources (meaning representations)
+and a column of texts; without a header it has just these two columns. The delimiter is a tab if the first line has one,
+else a comma. Any other file is plain text. Outputs: one per line, where an empty line is an empty output. References:
+one per line with an empty line between instances, or one per instance if there is no empty line.
 
-Apart from three points everything is read as the script reads it: only a line feed ends a line (the script's reader
-also splits at U+2028 and the like, which shifts all later rows); a table may lack the header (as its help says, though
-it then stops with an error); and what it stops at, or silently misreads, is a `UserError` that says where and why.
+The differences from the script:
+
+1. Only a line feed ends a line. The script also splits at U+2028 and similar characters, which shifts all later rows.
+2. A table may lack the header. The script's help allows this, but the script then fails.
+3. What the script fails on or misreads without an error raises a `UserError` with the line and the reason.
 """
 
 import csv
@@ -19,16 +21,16 @@ from typing import NamedTuple
 
 from lora_dist.errors import UserError
 
-_TABLE = re.compile(r"\.[ct]sv$", re.IGNORECASE)
-# Beginnings of the names of columns, whatever their case.
+_TABLE_NAME = re.compile(r"\.[ct]sv$", re.IGNORECASE)
+# Prefixes of column names, case-insensitive.
 _SOURCE = re.compile(r"mr|src|source|meaning|da|dial(ogue)?[_ .-]act", re.IGNORECASE)
 _OUTPUT = re.compile(r"out|ref|sys", re.IGNORECASE)
 _REFERENCE = re.compile(r"trg|tgt|target|ref|human", re.IGNORECASE)
-_MISENCODED = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
+_MOJIBAKE = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
 
 
 class _Row(NamedTuple):
-    """A text of a file; `source` is empty in plain text."""
+    """One text of a file with its line number; `source` is empty in plain text."""
 
     line: int
     source: str
@@ -36,22 +38,22 @@ class _Row(NamedTuple):
 
 
 class Instances(NamedTuple):
-    """What is to be scored: three lists with one entry an instance."""
+    """The instances to score: three lists with one element per instance."""
 
     references: list[list[str]]
     outputs: list[str]
     sources: list[str]
-    """Of the outputs' table, else of the references' table; empty texts if both files are plain text."""
+    """From the outputs' table, else from the references' table; empty strings if both files are plain text."""
 
 
 def read_pair(references: Path, outputs: Path) -> Instances:
-    """The references of each output, and the outputs: what the script scores for these two files.
+    """Read outputs and the references of each output.
 
-    If both are tables, each output gets all references with its source, wherever they stand; otherwise the files go
-    together in order.
+    If both files are tables, they are joined by source: each output gets all references with its source, in any order.
+    Otherwise they are paired in file order.
 
     Raises:
-        UserError: as `read_references` and `read_outputs`, or if the files do not fit together.
+        UserError: as `read_references` and `read_outputs`, or if the files do not match.
     """
     rows = _read_output_rows(outputs)
     if _is_table(references) and any(row.source for row in rows):
@@ -60,42 +62,47 @@ def read_pair(references: Path, outputs: Path) -> Instances:
             by_source.setdefault(reference.source, []).append(reference.text)
         for row in rows:
             if row.source not in by_source:
-                raise UserError(f"{outputs}, line {row.line}: {references} has no reference for {row.source!r}")
-        groups = [by_source[row.source] for row in rows]
-        return Instances(groups, [row.text for row in rows], [row.source for row in rows])
-    read = _read_groups(references)
-    _check_lengths(references, read, outputs, rows)
-    sources = [row.source or group[0].source for row, group in zip(rows, read, strict=True)]
-    return Instances([[row.text for row in group] for group in read], [row.text for row in rows], sources)
+                raise UserError(
+                    f"{outputs}, line {row.line}: {references} has no reference for {row.source!r}: correct one of them"
+                )
+        matched = [by_source[row.source] for row in rows]
+        return Instances(matched, [row.text for row in rows], [row.source for row in rows])
+    groups = _read_reference_groups(references)
+    _check_lengths(references, groups, outputs, rows)
+    sources = [row.source or group[0].source for row, group in zip(rows, groups, strict=True)]
+    return Instances([[row.text for row in group] for group in groups], [row.text for row in rows], sources)
 
 
 def read_references(path: Path) -> list[list[str]]:
-    """The references of each instance, in the order of the file; in a table, rows that follow each other with the same
-    source are one instance.
+    """Read the references of each instance, in file order.
+
+    In a table, consecutive rows with the same source are one instance.
 
     Raises:
-        UserError: if the file cannot be read, is not UTF-8, is empty, has an instance without references (two empty
-            lines in a row, or one at the start), or is a table with columns that do not fit.
+        UserError: if the file cannot be read, is not UTF-8 or is empty, an instance has no references (two consecutive
+            empty lines, or one at the start), or the columns of a table are not as described above.
     """
-    return [[row.text for row in group] for group in _read_groups(path)]
+    return [[row.text for row in group] for group in _read_reference_groups(path)]
 
 
 def read_outputs(path: Path) -> list[str]:
-    """The outputs, in the order of the file.
+    """Read the outputs, in file order.
 
     Raises:
-        UserError: if the file cannot be read, is not UTF-8, is empty, or is a table with columns that do not fit.
+        UserError: if the file cannot be read, is not UTF-8 or is empty, or the columns of a table are not as described
+            above.
     """
     return [row.text for row in _read_output_rows(path)]
 
 
 def read_sources(path: Path) -> list[str]:
-    """The meaning representations of the instances: one a line of plain text, or the column of sources of a table.
+    """Read the meaning representations: one per line of plain text, or the column of sources of a table.
 
-    In a table, rows that follow each other with the same source are one instance.
+    In a table, consecutive rows with the same source are one instance.
 
     Raises:
-        UserError: if the file cannot be read, is not UTF-8, is empty, or is a table without one column of sources.
+        UserError: if the file cannot be read, is not UTF-8 or is empty, or a table does not have exactly one column of
+            sources.
     """
     if not _is_table(path):
         return _read_lines(path)
@@ -104,7 +111,7 @@ def read_sources(path: Path) -> list[str]:
     columns = [column for column, name in enumerate(names) if _SOURCE.match(name)]
     if len(columns) != 1:
         raise UserError(
-            f"{path}, line 1: {len(columns)} of {len(names)} columns look like sources: name one of them mr"
+            f"{path}, line 1: {len(columns)} of {len(names)} columns look like sources: name exactly one of them mr"
         )
     return [source for source, _ in groupby(fields[columns[0]] for _, fields in rows[1:])]
 
@@ -113,12 +120,12 @@ def _check_lengths(references: Path, groups: Sequence[Sequence[_Row]], outputs: 
     if len(groups) == len(rows):
         return
     if len(groups) > len(rows):
-        parting = f"{references} goes on at line {groups[len(rows)][0].line}"
+        unmatched = f"line {groups[len(rows)][0].line} of {references}"
     else:
-        parting = f"{outputs} goes on at line {rows[len(groups)].line}"
+        unmatched = f"line {rows[len(groups)].line} of {outputs}"
     raise UserError(
-        f"{outputs} has {len(rows)} outputs but {references} has references for {len(groups)}: give one output for "
-        f"each instance, in the same order (where the one ends, {parting})"
+        f"{outputs} has {len(rows)} outputs but {references} has references for {len(groups)}: write one output per "
+        f"instance, in the same order (the first unmatched one is {unmatched})"
     )
 
 
@@ -128,7 +135,7 @@ def _read_output_rows(path: Path) -> list[_Row]:
     return [_Row(number, "", line) for number, line in enumerate(_read_lines(path), start=1)]
 
 
-def _read_groups(path: Path) -> list[list[_Row]]:
+def _read_reference_groups(path: Path) -> list[list[_Row]]:
     groups: list[list[_Row]] = [[]]
     if _is_table(path):
         for row in _read_table(path, _REFERENCE):
@@ -145,28 +152,28 @@ def _read_groups(path: Path) -> list[list[_Row]]:
             raise UserError(f"{path}, line {number}: an instance has no reference: remove this empty line or add one")
     if not groups[-1]:
         del groups[-1]
-    # A file without an empty line inside has one reference an instance.
+    # A file without empty lines between texts has one reference per instance.
     return [[row] for row in groups[0]] if len(groups) == 1 else groups
 
 
 def _read_table(path: Path, text_header: re.Pattern[str]) -> list[_Row]:
     rows = _read_fields(path)
-    source, text, headers = _find_columns(path, rows[0][1], text_header)
-    if len(rows) == headers:
+    source, text, num_headers = _find_columns(path, rows[0][1], text_header)
+    if len(rows) == num_headers:
         raise UserError(f"{path} has only a header: add rows")
-    return [_Row(number, fields[source], fields[text]) for number, fields in rows[headers:]]
+    return [_Row(number, fields[source], fields[text]) for number, fields in rows[num_headers:]]
 
 
 def _read_fields(path: Path) -> list[tuple[int, list[str]]]:
-    """The rows of a table, the header among them, each with the number of its line."""
+    """Read the rows of a table, including the header, as (line number, fields)."""
     lines = [(number, line) for number, line in enumerate(_read_lines(path), start=1) if line]
     if not lines:
-        raise UserError(f"{path} has no row: give one with a source and a text for each instance")
-    texts = [_repair(line) for _, line in lines]
+        raise UserError(f"{path} has no row: add one with a source and a text per instance")
+    texts = [_fix_mojibake(line) for _, line in lines]
     texts[0] = texts[0].replace("\ufeff", "")
     reader = csv.reader(texts, delimiter="\t" if "\t" in texts[0] else ",")
     try:
-        # reader.line_num is the last line of the row just read: quoted fields may go over several lines.
+        # reader.line_num is the last line of the row just read, because quoted fields may span lines.
         rows = [(lines[reader.line_num - 1][0], fields) for fields in reader]
     except csv.Error as error:
         raise UserError(f"{path}, line {lines[reader.line_num - 1][0]}: {error}: correct its quotes") from error
@@ -174,43 +181,43 @@ def _read_fields(path: Path) -> list[tuple[int, list[str]]]:
     for number, fields in rows:
         if len(fields) != width:
             raise UserError(
-                f"{path}, line {number}: {len(fields)} columns where the first line has {width}: quote texts that hold "
-                'the delimiter, and write an empty last one as ""'
+                f"{path}, line {number}: {len(fields)} columns but the first line has {width}: quote texts with "
+                'the delimiter, and write an empty last column as ""'
             )
     return rows
 
 
-def _find_columns(path: Path, first: Sequence[str], text_header: re.Pattern[str]) -> tuple[int, int, int]:
-    """The columns of sources and of texts, and the number of header lines (0 or 1)."""
-    sources = [column for column, name in enumerate(first) if _SOURCE.match(name)]
-    texts = [column for column, name in enumerate(first) if text_header.match(name)]
+def _find_columns(path: Path, first_row: Sequence[str], text_header: re.Pattern[str]) -> tuple[int, int, int]:
+    """Return the index of the source column, that of the text column, and the number of header lines (0 or 1)."""
+    sources = [column for column, name in enumerate(first_row) if _SOURCE.match(name)]
+    texts = [column for column, name in enumerate(first_row) if text_header.match(name)]
     if len(sources) == len(texts) == 1:
         return sources[0], texts[0], 1
-    if not sources and not texts and len(first) == 2:
+    if not sources and not texts and len(first_row) == 2:
         return 0, 1, 0
     raise UserError(
-        f"{path}, line 1: {len(sources)} of {len(first)} columns look like sources and {len(texts)} like texts: give "
-        "it a header with one column mr and one column ref"
+        f"{path}, line 1: {len(sources)} of {len(first_row)} columns look like sources and {len(texts)} like texts: "
+        "add a header with one column mr and one column ref"
     )
 
 
-def _repair(line: str) -> str:
-    """Puts right the pounds and e-acutes that some systems' outputs had mis-encoded."""
-    for wrong, right in _MISENCODED:
+def _fix_mojibake(line: str) -> str:
+    """Replace the wrongly encoded £ and é of some systems' outputs, as the script does."""
+    for wrong, right in _MOJIBAKE:
         line = line.replace(wrong, right)
     return line
 
 
 def _is_table(path: Path) -> bool:
-    return _TABLE.search(path.name) is not None
+    return _TABLE_NAME.search(path.name) is not None
 
 
 def _read_lines(path: Path) -> list[str]:
-    """The lines of a file without the blanks around them."""
+    """Read the lines of a file, stripped of surrounding whitespace."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a file of references or outputs") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}): name a file of references or outputs") from error
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -220,5 +227,5 @@ def _read_lines(path: Path) -> list[str]:
     if not lines[-1]:
         del lines[-1]
     if not lines:
-        raise UserError(f"{path} is empty: give a file of references or outputs")
+        raise UserError(f"{path} is empty: write one reference or output per line")
     return [line.strip() for line in lines]

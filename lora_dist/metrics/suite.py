@@ -1,6 +1,7 @@
-"""The five metrics of the E2E NLG Challenge, with the numbers its official script prints.
+"""The five metrics of the E2E NLG Challenge, with the values that its official script prints.
 
-`score` gives them all; `measure` gives what they are made of, for scores by sentence and for resampling.
+`score` computes the corpus scores. `compute_statistics` computes their per-instance statistics, from which sentence
+scores and bootstrap resamples are derived.
 """
 
 import importlib.metadata
@@ -20,38 +21,38 @@ from lora_dist.metrics import cider, java, meteor, mteval, paraphrases, ptb, rou
 
 METRICS = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")
 E2E_NLG = Path(__file__).resolve().parent / "e2e_nlg"
-"""Folder of the same metrics for Hugging Face's evaluate: `evaluate.load(str(E2E_NLG))`."""
+"""Folder of the same metrics as a metric of Hugging Face's evaluate: `evaluate.load(str(E2E_NLG))`."""
 
 
 @dataclass(frozen=True)
-class Measurements:
-    """What the metrics need of each instance; everything has one row an instance."""
+class CorpusStatistics:
+    """Per-instance statistics of the five metrics; every array has one row per instance."""
 
     variant: mteval.Variant
-    """Of BLEU and NIST."""
-    mteval: mteval.Statistics
-    """For BLEU and NIST."""
+    """Variant of BLEU and NIST."""
+    mteval: mteval.NgramStatistics
+    """Sufficient statistics of BLEU and NIST."""
     meteor: NDArray[np.float64]
-    """METEOR's counts (see `meteor.statistics`)."""
+    """Sufficient statistics of METEOR, shape (instances, 23) (see `meteor.alignment_statistics`)."""
     rouge: NDArray[np.float64]
-    """ROUGE_L of each output, 0 to 1."""
+    """ROUGE_L of each output, 0 to 1, shape (instances,)."""
     cider: NDArray[np.float64]
-    """CIDEr of each output, 0 to 10, with the document frequencies of the whole set."""
+    """CIDEr of each output, 0 to 10, shape (instances,), with the document frequencies of the whole set."""
 
-    def scores(self, rows: NDArray[np.intp] | None = None) -> dict[str, float]:
-        """The five scores of all instances, or of the instances `rows`, repetitions included (a bootstrap sample).
+    def scores(self, indices: NDArray[np.intp] | None = None) -> dict[str, float]:
+        """Compute the five scores of the instances `indices`, which may repeat; None means all instances.
 
-        The weights of n-grams in NIST and CIDEr are those of the whole set, also for a sample.
+        The n-gram weights of NIST and CIDEr are those of the whole set, also for a subset.
 
         Raises:
-            UserError: if NIST is not defined (see `mteval.nist`).
+            UserError: if NIST is undefined (see `mteval.corpus_nist`).
         """
-        chosen = np.arange(len(self.rouge)) if rows is None else rows
-        counts = self.mteval.take(chosen)
+        chosen = np.arange(len(self.rouge)) if indices is None else indices
+        ngram_statistics = self.mteval.take(chosen)
         values = (
-            mteval.bleu(counts, self.variant),
-            mteval.nist(counts, self.variant),
-            meteor.score(self.meteor[chosen]),
+            mteval.corpus_bleu(ngram_statistics, self.variant),
+            mteval.corpus_nist(ngram_statistics, self.variant),
+            meteor.corpus_meteor(self.meteor[chosen]),
             float(self.rouge[chosen].mean()),
             float(self.cider[chosen].mean()),
         )
@@ -61,60 +62,64 @@ class Measurements:
 def score(
     references: Sequence[Sequence[str]], outputs: Sequence[str], mteval: mteval.Variant = "perl"
 ) -> dict[str, float]:
-    """The five scores in the official order, not rounded: NIST in bits, CIDEr 0 to 10, the others 0 to 1.
+    """Compute the five scores in the official order, unrounded: NIST in bits, CIDEr 0 to 10, the others 0 to 1.
 
     Args:
-        references: One or more references an output.
+        references: One or more references per output.
         outputs: The outputs.
         mteval: The variant of BLEU and NIST: perl is what the official script prints by default, python what it
             prints with -p.
 
     Raises:
-        UserError: if the input does not fit together, a metric is not defined for it, or Java fails.
+        UserError: if the numbers of outputs and references differ, a metric is undefined for them, or Java fails.
     """
-    return measure(references, outputs, mteval).scores()
+    return compute_statistics(references, outputs, mteval).scores()
 
 
-def measure(
+def compute_statistics(
     references: Sequence[Sequence[str]], outputs: Sequence[str], variant: mteval.Variant = "perl"
-) -> Measurements:
-    """What the five metrics need of each instance; the arguments and errors are those of `score`."""
-    _check(references, outputs, variant)
+) -> CorpusStatistics:
+    """Compute the per-instance statistics of the five metrics; arguments and errors are those of `score`."""
+    _check_inputs(references, outputs, variant)
     texts = list(chain.from_iterable(references))
     with ThreadPoolExecutor(3) as pool:
-        # Java takes longest, so it starts first; here runs what it does not need or what it waits for.
-        tokenizing = pool.submit(ptb.tokenize, texts), pool.submit(ptb.tokenize, outputs)
-        table = pool.submit(paraphrases.unpack, meteor.paraphrase_table())
-        counts = mteval.statistics(references, outputs, variant)
+        # Java takes longest, so it starts first. This thread computes what does not depend on it in the meantime.
+        tokenizing = pool.submit(ptb.ptb_tokenize, texts), pool.submit(ptb.ptb_tokenize, outputs)
+        table = pool.submit(paraphrases.decompress_table, meteor.paraphrase_table_path())
+        ngram_statistics = mteval.ngram_statistics(references, outputs, variant)
         flat_references, tokenized_outputs = (future.result() for future in tokenizing)
         remaining = iter(flat_references)
-        tokenized = [list(islice(remaining, len(group))) for group in references]
-        useful = paraphrases.select(table.result(), flat_references, tokenized_outputs)
-        aligning = pool.submit(meteor.statistics, tokenized, tokenized_outputs, useful)
-        rouges = rouge.sentence_scores(tokenized, tokenized_outputs)
-        ciders = cider.sentence_scores(tokenized, tokenized_outputs)
-        return Measurements(variant, counts, aligning.result(), rouges, ciders)
+        tokenized_references = [list(islice(remaining, len(group))) for group in references]
+        filtered = paraphrases.filter_paraphrases(table.result(), flat_references, tokenized_outputs)
+        aligning = pool.submit(meteor.alignment_statistics, tokenized_references, tokenized_outputs, filtered)
+        rouge_l = rouge.sentence_rouge_l(tokenized_references, tokenized_outputs)
+        ciders = cider.sentence_cider(tokenized_references, tokenized_outputs)
+        return CorpusStatistics(variant, ngram_statistics, aligning.result(), rouge_l, ciders)
 
 
-def _check(references: Sequence[Sequence[str]], outputs: Sequence[str], variant: str) -> None:
+def _check_inputs(references: Sequence[Sequence[str]], outputs: Sequence[str], variant: str) -> None:
     if variant not in get_args(mteval.Variant):
-        raise UserError(f"{variant!r} is no variant of BLEU and NIST: choose perl or python")
+        raise UserError(f"mteval is {variant!r}: choose perl or python")
     if len(references) != len(outputs):
-        raise UserError(f"there are {len(outputs)} outputs but references for {len(references)}: give one output each")
+        raise UserError(
+            f"there are {len(outputs)} outputs but references for {len(references)}: pass one output per instance"
+        )
     if not outputs:
-        raise UserError("there is nothing to score: give at least one output")
+        raise UserError("outputs is empty, so there is nothing to score: pass one output per instance")
     for number, (group, output) in enumerate(zip(references, outputs, strict=True), start=1):
         if isinstance(group, str) or not group:
-            raise UserError(f"instance {number} has no list of references: give at least one")
+            raise UserError(f"instance {number} has no list of references: pass a list of one or more references")
         if not all(isinstance(text, str) for text in (output, *group)):
-            raise UserError(f"instance {number} has an output or a reference that is not a text: give an empty text")
+            raise UserError(f"instance {number} has an output or a reference that is not a string: pass strings")
 
 
 def signature(variant: mteval.Variant = "perl") -> dict[str, str]:
-    """What computed the scores, name by name; scores with different signatures are not to be compared.
+    """Return which program, version and settings compute each score.
+
+    Scores are comparable only if their signatures are equal.
 
     Raises:
-        UserError: if there is no Java that runs.
+        UserError: if there is no working Java.
     """
     coco = f"pycocoevalcap {importlib.metadata.version('pycocoevalcap')}"
     mteval_name = {"perl": "mteval-v13a-sig.pl", "python": "pymteval.py (-p)"}[variant]

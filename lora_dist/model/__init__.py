@@ -1,1 +1,1 @@
-"""GPT-2 with LoRA: loading, the forward pass, adapters in and out."""
+"""GPT-2 with LoRA: loading, the forward pass, reading and writing adapters."""

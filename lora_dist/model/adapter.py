@@ -1,4 +1,4 @@
-"""Adapters on the disk: folders in PEFT's layout, read, written, and merged into a base model."""
+"""Adapters on disk: folders in PEFT's layout, read, written, and merged into a base model."""
 
 import json
 from collections.abc import Mapping
@@ -25,11 +25,11 @@ REFERENCE_ROW = "reference_token.safetensors"
 
 
 def save_adapter(folder: Path, state: Mapping[str, Tensor], settings: LoraSettings, base: BaseIdentity) -> None:
-    """Write an adapter in PEFT's layout into an existing folder, and the reference token's row next to it.
+    """Write an adapter in PEFT's layout, and the reference token's embedding next to it.
 
     Args:
-        folder: where the files go.
-        state: A (r, in) and B (out, r) by PEFT's name, fp32 on the CPU.
+        folder: an existing folder.
+        state: A (r, in) and B (out, r) by PEFT's names, fp32 on the CPU.
         settings: the adapter's shape.
         base: the model it was trained on.
     """
@@ -47,19 +47,19 @@ def save_adapter(folder: Path, state: Mapping[str, Tensor], settings: LoraSettin
         "inference_mode": True,
     }
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    # By way of bytes: a full disk then is an OSError, which safetensors' own writer hides in an error of its own.
+    # Serialised first: a full disk then raises OSError, which safetensors' own writer wraps in another error.
     (folder / ADAPTER_WEIGHTS).write_bytes(tensors_to_bytes({key: value.contiguous() for key, value in state.items()}))
     metadata = {"base_fingerprint": base.fingerprint}
     (folder / REFERENCE_ROW).write_bytes(tensors_to_bytes({REFERENCE_TOKEN: base.reference_row}, metadata=metadata))
 
 
 def load_adapter(folder: Path, model: GPT2LMHeadModel, tokenizer: Any) -> None:
-    """Inject the adapter of `folder` into a plain `model`, strictly.
+    """Inject the adapter of `folder` into a plain `model`; every matrix has to fit.
 
-    An adapter trained with PEFT has no stored row for the reference token: the model's own stays.
+    An adapter trained with PEFT comes without a reference-token embedding: the model's own is kept.
 
     Raises:
-        UserError: if the folder holds no adapter, or one that was made for another model.
+        UserError: if the folder holds no adapter, or one that was trained on another model.
     """
     settings = read_adapter_settings(folder)
     lora.inject(model, settings, seed=0)
@@ -78,10 +78,10 @@ def load_adapter(folder: Path, model: GPT2LMHeadModel, tokenizer: Any) -> None:
 
 
 def read_adapter_settings(folder: Path) -> LoraSettings:
-    """Shape of the adapter in `folder`, from its adapter_config.json.
+    """Read the shape of the adapter in `folder` from its adapter_config.json.
 
     Raises:
-        UserError: if there is none, or it is of a kind that our layer does not compute.
+        UserError: if the file is missing, or the adapter is of a kind that `LoraConv1D` does not compute.
     """
     config = read_json(folder / ADAPTER_CONFIG, f"{folder} holds no adapter")
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("use_rslora"):
@@ -100,7 +100,7 @@ def read_adapter_settings(folder: Path) -> LoraSettings:
 
 
 def load_adapter_state(folder: Path) -> dict[str, Tensor]:
-    """A and B by PEFT's name.
+    """Load A (r, in) and B (out, r) by PEFT's names.
 
     Raises:
         UserError: if the file is missing or damaged.
@@ -113,7 +113,10 @@ def load_adapter_state(folder: Path) -> dict[str, Tensor]:
 
 
 def load_merged(settings: ModelSettings, adapter: Path) -> tuple[GPT2LMHeadModel, Any, str]:
-    """A plain GPT-2 with the adapter merged in fp32, on the CPU, its tokenizer, and the base model's fingerprint.
+    """Load GPT-2 with the adapter merged into its weights, in fp32 on the CPU.
+
+    Returns:
+        The model without adapter layers, its tokenizer, and the base model's fingerprint.
 
     Raises:
         UserError: if there is no adapter, or it was trained on another base model.

@@ -19,14 +19,13 @@ from lora_dist.model.gpt2 import fuse_activation
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 PUBLISHED: dict[str, dict[str, int]] = {"gpt2": {}, "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
-"""Shapes of the published models by hub id, as far as they differ from GPT2Config's defaults."""
+"""Shapes of the published models by hub id, where they differ from GPT2Config's defaults."""
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
-    """The model's tokenizer, with the reference token added if it has none.
+    """Load the model's tokenizer, and add the reference token if it is missing.
 
-    The token takes the space before it with it (`lstrip`), so that text with single spaces around it has no lone space
-    token on either side.
+    The token absorbs the space before it (`lstrip`), so that `MR <|ref|> REFERENCE` has no separate space tokens.
 
     Raises:
         UserError: if there is no tokenizer under that name.
@@ -42,7 +41,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
 
 def load_config(settings: ModelSettings) -> Any:
-    """The model's config, which needs no weights, with the dropout of the settings.
+    """Load the model's config, without its weights, and set the dropout of the settings.
 
     Raises:
         UserError: if there is no model under that name, or it is not a plain GPT-2.
@@ -61,9 +60,9 @@ def load_config(settings: ModelSettings) -> Any:
 
 
 def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GPT2LMHeadModel:
-    """The frozen GPT-2 on the CPU, in `dtype`, with an embedding row for the reference token.
+    """Load the frozen GPT-2 on the CPU in `dtype`, with an embedding for the reference token.
 
-    The new row is the mean of all others: the same on every rank and in every run.
+    A new embedding is the mean of all others: the same on every rank and in every run.
 
     Raises:
         UserError: if the model cannot be loaded, is not a GPT-2, or lacks weights.
@@ -94,7 +93,12 @@ def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GP
 
 
 def reference_row(name: str, tokenizer: Any, vocabulary: int) -> int:
-    """The embedding row of the reference token; `vocabulary`, the number of rows, if it has yet to be added.
+    """Return the embedding row of the reference token, which is `vocabulary` if it has yet to be added.
+
+    Args:
+        name: the model's name, for the message.
+        tokenizer: from `load_tokenizer`.
+        vocabulary: rows of the model's embedding.
 
     Raises:
         UserError: if the tokenizer has more tokens than the model.
@@ -109,16 +113,16 @@ def reference_row(name: str, tokenizer: Any, vocabulary: int) -> int:
 
 
 def set_reference_row(model: GPT2LMHeadModel, tokenizer: Any, row: Tensor) -> None:
-    """Make `row` (width,) the embedding of the reference token, on the input and the tied output side."""
+    """Set the reference token's embedding to `row` (width,), which also sets the tied output projection."""
     with torch.no_grad():
         model.transformer.wte.weight[tokenizer.convert_tokens_to_ids(REFERENCE_TOKEN)] = row
 
 
 def base_fingerprint(model: GPT2LMHeadModel, tokenizer: Any) -> str:
-    """SHA-256 over names, shapes and 256 values of each frozen tensor of the checkpoint, the same in any precision.
+    """Compute a SHA-256 over names, shapes and some values of each frozen tensor, the same in every precision.
 
-    A sample, since it only has to distinguish two checkpoints, and quickly. The reference token's row is left out:
-    whether the checkpoint had one does not matter.
+    At least 256 values of each, evenly spaced, are fast to read and enough to tell two checkpoints apart. The reference
+    token's row is left out, as the checkpoint may or may not have one.
     """
     digest = hashlib.sha256()
     vocabulary = tokenizer.convert_tokens_to_ids(REFERENCE_TOKEN)
@@ -135,7 +139,7 @@ def base_fingerprint(model: GPT2LMHeadModel, tokenizer: Any) -> str:
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """What an adapter records of the model it was trained on."""
+    """What an adapter records about its base model."""
 
     name: str
     """Hub id or path."""
@@ -146,7 +150,7 @@ class BaseIdentity:
 
 
 def identify(model: GPT2LMHeadModel, tokenizer: Any, name: str) -> BaseIdentity:
-    """The identity of a loaded model; to be taken before ZeRO partitions its weights."""
+    """Return the identity of a loaded model; call it before ZeRO partitions the weights."""
     row = model.transformer.wte.weight[tokenizer.convert_tokens_to_ids(REFERENCE_TOKEN)]
     return BaseIdentity(name, base_fingerprint(model, tokenizer), row.detach().float().cpu().clone())
 

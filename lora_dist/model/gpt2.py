@@ -1,7 +1,7 @@
-"""The forward pass of GPT-2's body over tokens laid end to end, without padding; training and decoding share it.
+"""The forward pass of GPT-2's body over concatenated tokens; training and decoding share it.
 
 Everything but attention works on single tokens, so rows of different lengths need no padding there. The layers are
-transformers' own modules (so ZeRO-3 finds its hooks, and LoRA is injected in them); the order of the calls is ours.
+transformers' own modules, so that ZeRO-3's hooks and LoRA apply to them; only the order of the calls is ours.
 """
 
 from collections.abc import Callable
@@ -32,10 +32,11 @@ def run_body(
         body: GPT-2 without its output projection.
         tokens: token ids: (tokens,).
         positions: position of each token in its text: (tokens,).
-        attend: maps queries, keys and values (tokens, 3 width) of a layer, given by its number, to (tokens, width).
-        output_index: indices of the tokens whose result is needed, (outputs,); the last layer computes no others after
+        attend: attention of a layer, given its number and the fused queries, keys and values (tokens, 3 width):
+            (tokens, width).
+        output_index: indices of the tokens whose result is needed: (outputs,). The last layer computes no others after
             its attention. None is all of them.
-        gradient_checkpointing: keep only the input of each layer for backward, which then computes the layer again.
+        gradient_checkpointing: keep only each layer's input for backward, which then recomputes the layer.
     """
 
     def layer(number: int, hidden: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def run_body(
 
     hidden = body.drop(body.wte(tokens) + body.wpe(positions))
     for number in range(len(body.h)):
-        # Not reentrant: the first layer's input needs no gradient, which the reentrant kind takes as a reason for none.
+        # Not reentrant: the first layer's input requires no gradient, and the reentrant kind would then compute none.
         again = gradient_checkpointing
         hidden = checkpoint(layer, number, hidden, use_reentrant=False) if again else layer(number, hidden)
     last: Tensor = body.ln_f(hidden)
@@ -58,7 +59,9 @@ def run_body(
 
 
 def visible_in_segments(segments: Tensor) -> Tensor:
-    """Which tokens of a row each may attend to, where references share an MR: (rows, length, length), True is visible.
+    """Compute the attention mask of rows in which references share an MR: (rows, length, length), True is visible.
+
+    A token attends to the MR and to its own reference, up to itself.
 
     Args:
         segments: the reference that each token belongs to, 0 for the MR: (rows, length).
@@ -70,14 +73,14 @@ def visible_in_segments(segments: Tensor) -> Tensor:
 def causal_attention(
     kernels: Kernels, fused: Tensor, num_heads: int, dropout: float, visible: Tensor | None = None
 ) -> Tensor:
-    """Attention of each token to itself and those before it in its row: (rows, length, width).
+    """Compute causal self-attention within each row: (rows, length, width).
 
     Args:
-        kernels: of the device.
+        kernels: kernels of the device.
         fused: queries, keys and values: (rows, length, 3 width).
         num_heads: attention heads.
         dropout: probability of dropping an attention weight.
-        visible: which tokens each may attend to, none after it: (rows, length, length); None is all of them.
+        visible: a causal mask, True is visible: (rows, length, length). None shows all tokens up to itself.
     """
     rows, length, _ = fused.shape
     query, key, value = fused.view(rows, length, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -85,33 +88,33 @@ def causal_attention(
 
 
 def inverse_index(index: Tensor, rows: int) -> Tensor:
-    """Where in `index` (n,) each of `rows` rows occurs, or n where it does not: (rows,)."""
-    count = len(index)
-    return index.new_full((rows,), count).scatter_(0, index, torch.arange(count, device=index.device))
+    """Invert `index` (n,): the place in it of each of `rows` rows, or n for an absent row: (rows,)."""
+    size = len(index)
+    return index.new_full((rows,), size).scatter_(0, index, torch.arange(size, device=index.device))
 
 
 def take_rows(values: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-    """Rows `index` (n,) of `values` (rows, width), no row twice: (n, width).
+    """Gather distinct rows of a matrix: (n, width).
 
     Args:
-        values: rows to choose from.
-        index: the rows chosen.
-        inverse: see `inverse_index`.
+        values: the matrix: (rows, width).
+        index: the rows to gather, none twice: (n,).
+        inverse: see `inverse_index`: (rows,).
     """
     taken: Tensor = _TakeRows.apply(values, index, inverse)  # type: ignore[no-untyped-call]
     return taken
 
 
 def pad_rows(values: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-    """The inverse of `take_rows`: zeros (rows, width) with `values` (n, width) at rows `index` (n,)."""
+    """Invert `take_rows`: put `values` (n, width) at rows `index` (n,) of a zero matrix (rows, width)."""
     padded: Tensor = _PadRows.apply(values, index, inverse)  # type: ignore[no-untyped-call]
     return padded
 
 
 class _TakeRows(torch.autograd.Function):
-    """As no row occurs twice, its gradient is a choice of rows too: no sum in any order, none that needs atomics.
+    """Gather rows, with a backward pass that gathers too, as no row occurs twice.
 
-    A GPU that has to be deterministic would sort the indices of each `index_copy_`.
+    With a scatter (`index_copy_`), a GPU in deterministic mode would sort the indices each time.
     """
 
     @staticmethod
@@ -140,12 +143,12 @@ class _PadRows(torch.autograd.Function):
 
 
 def _rows_or_zeros(values: Tensor, rows: Tensor) -> Tensor:
-    """Rows of `values` (n, width), and zeros for row n."""
+    """Gather `rows` (m,) of `values` (n, width), where row n is zeros: (m, width)."""
     return torch.cat([values, values.new_zeros(1, values.shape[1])]).index_select(0, rows)
 
 
 def fuse_activation(body: GPT2Model) -> None:
-    """Replace transformers' `gelu_new` of six kernels by GELU's tanh form in one kernel; the same function."""
+    """Replace transformers' `gelu_new` (six kernels) by torch's GELU in its tanh form (one); the same function."""
     for block in body.h:
         if isinstance(block.mlp.act, NewGELUActivation):
             block.mlp.act = nn.GELU(approximate="tanh").train(body.training)

@@ -58,11 +58,11 @@ class LoraConv1D(nn.Module):
         return flat.view(out.shape)
 
     def delta(self) -> Tensor:
-        """(alpha / r) (B A)^T in fp32, the change of the weight: (in, out)."""
+        """Compute the change of the weight, (alpha / r) (B A)^T in fp32: (in, out)."""
         return self.scaling * (self.lora_B.detach() @ self.lora_A.detach()).t()
 
     def merge(self) -> None:
-        """Add the product to the frozen weight; a second call changes nothing. Keeps a copy for `unmerge`."""
+        """Add the product to the frozen weight and keep a copy for `unmerge`; a second call changes nothing."""
         if not self.merged:
             weight = self.weight()
             self._unmerged = weight.detach().clone()
@@ -75,17 +75,17 @@ class LoraConv1D(nn.Module):
             self._unmerged = None
 
     def weight(self) -> Tensor:
-        """The frozen weight: (in, out)."""
+        """Return the frozen weight: (in, out)."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight
 
 
 def keep_mask(x: Tensor, dropout: float) -> Tensor:
-    """1 where an element of `x` is kept and 0 where it is dropped, in the shape and type of `x`.
+    """Draw a dropout mask in the shape and dtype of `x`: 1 keeps an element, 0 drops it.
 
-    Drops with probability round(2**16 dropout) / 2**16. Four decisions come from one random 64-bit integer: torch draws
-    one for each, which on a CPU takes longer than the product that the mask is for.
+    The probability is rounded to a multiple of 2**-16, as four decisions come from one random 64-bit integer. Torch's
+    own dropout draws one integer per element, which on a CPU takes longer than the product with A.
     """
     drawn = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
     quarters = drawn.view(torch.int16)[: x.numel()].view(x.shape)
@@ -113,7 +113,7 @@ def inject(model: nn.Module, settings: LoraSettings, seed: int) -> None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, LoraConv1D(layer, settings, generator))
     trainable = sum(parameter.requires_grad for parameter in model.parameters())
-    assert trainable == len(parameters(model)), "something besides the adapter is trained"
+    assert trainable == len(parameters(model)), "a parameter outside the adapter is trainable"
     assert trainable_count(model) == expected_count(model, settings.rank), "the count differs from the formula"
 
 
@@ -122,12 +122,12 @@ def _matches(name: str, target: str) -> bool:
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, LoraConv1D]]:
-    """The wrapped layers of `model` by path, in the model's order."""
+    """Iterate over the wrapped layers of `model` and their paths, in the model's order."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraConv1D))
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable matrices by PEFT's name, in the model's order: all that is trained, checkpointed and saved."""
+    """Return the trainable matrices by PEFT's names, in the model's order; nothing else is trained or saved."""
     found: dict[str, nn.Parameter] = {}
     for name, layer in layers(model):
         found[f"{PEFT_PREFIX}{name}.lora_A.weight"] = layer.lora_A
@@ -136,12 +136,12 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trainable_count(model: nn.Module) -> int:
-    """How many parameters are trained."""
+    """Count the trainable parameters."""
     return sum(parameter.numel() for parameter in parameters(model).values())
 
 
 def expected_count(model: nn.Module, rank: int) -> int:
-    """Trainable parameters by the formula: the sum over wrapped layers of r (in + out)."""
+    """Compute the number of trainable parameters by formula: the sum over wrapped layers of r (in + out)."""
     return sum(rank * sum(layer.weight().shape) for _, layer in layers(model))
 
 
@@ -171,7 +171,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def fold(model: nn.Module) -> None:
-    """Merge every wrapped layer and remove the wrapping, in place: `model` is a plain GPT-2 again."""
+    """Merge every wrapped layer and remove its wrapper, in place: `model` is a plain GPT-2 again."""
     for name, layer in list(layers(model)):
         layer.merge()
         parent, _, child = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""A tiny GPT-2 and its tokenizer, pre-trained on the spot: what `demo` and `verify` start from offline."""
+"""A tiny GPT-2 and its tokenizer, trained from scratch: the base model of `demo` and `verify`, which work offline."""
 
 from pathlib import Path
 
@@ -9,17 +9,9 @@ from tqdm import trange
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
-
-
 VOCABULARY = 800
-
-
 WIDTH = 128
-
-
 PRETRAINING_STEPS = 150
-
-
 PRETRAINING_BATCH = 32
 
 
@@ -28,9 +20,9 @@ def pretrain(texts: list[str], folder: Path, seed: int, steps: int = PRETRAINING
 
     Args:
         texts: one example each.
-        folder: is created if it does not exist.
-        seed: of the initial weights and the order of the texts.
-        steps: AdamW steps of `PRETRAINING_BATCH` texts.
+        folder: output folder, created if it does not exist.
+        seed: seed of the initial weights and the order of the texts.
+        steps: AdamW steps, each with `PRETRAINING_BATCH` texts.
     """
     tokenizer = _train_tokenizer(texts)
     torch.manual_seed(seed)
@@ -65,7 +57,7 @@ def pretrain(texts: list[str], folder: Path, seed: int, steps: int = PRETRAINING
 
 
 def _train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer like GPT-2's, with a small vocabulary that fits the texts."""
+    """Train a byte-level BPE tokenizer like GPT-2's, but with a vocabulary of `VOCABULARY` tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

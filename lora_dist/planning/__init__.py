@@ -1,1 +1,1 @@
-"""Memory, traffic and schedule of a training before anything is loaded."""
+"""Memory, communication volume and schedule of a training, before anything is loaded."""

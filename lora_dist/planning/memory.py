@@ -1,11 +1,11 @@
-"""How much memory a process of a training needs at its peak, and its communication volume, computed from shapes only.
+"""Peak memory and communication volume of a process of a training, computed from shapes only.
 
-The tensors are exact: weights, adapter, gradients and optimizer state by count, activations by walking through our
-forward pass as autograd does (tests count what it really saves). On a CPU the process counts as well, as the system
-sees it: libraries, tokenizer, corpus, kernels made for each shape of a matrix product, and heap that fragments. These
-are constants measured with GPT-2 Small on Linux and glibc. So on a CPU the sum holds within 15 %, not each part of it
-(tests compare it with the peaks of trainings); on a GPU, where CUDA's own context and the reserve of torch's allocator
-come on top, the sum is a lower bound.
+The tensors are exact: weights, adapter, gradients and optimizer state by their sizes, activations by following our
+forward pass as autograd does (tests compare with what it saves). On a CPU, the memory of the process itself is added:
+libraries, tokenizer, corpus, kernels compiled for each shape of a matrix product, and heap fragmentation. These are
+constants measured with GPT-2 Small on Linux and glibc. So on a CPU the sum is right within 15 %, but not each part
+(tests compare with the peaks of trainings). On a GPU the sum is a lower bound, as CUDA's own context and the reserve of
+torch's allocator are not included.
 """
 
 from dataclasses import dataclass, fields
@@ -27,41 +27,41 @@ BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 """Bytes per element."""
 
 LIBRARIES = 350 * MIB
-"""torch, transformers, accelerate and DeepSpeed once imported: 338 without, 360 under the launcher."""
+"""torch, transformers, accelerate and DeepSpeed once imported: 338 MiB without the launcher, 360 with it."""
 TOKENIZER_BYTES_PER_TOKEN = 1000
 """GPT-2's fast tokenizer with its merges, per token of its vocabulary."""
 CORPUS_BYTES_PER_TOKEN = 64
-"""What reading and tokenising leave of the heap, most of it free but scattered, so that nothing else fits there."""
+"""Heap that reading and tokenising leave behind, most of it free but too fragmented to be reused."""
 KERNELS: dict[Precision, int] = {"fp32": 20 * MIB, "bf16": 90 * MIB}
-"""Matrix products prepared by MKL and oneDNN for each shape they met."""
+"""Kernels that MKL and oneDNN compile for the shapes of matrix products."""
 WORKSPACES = 64 * MIB
-"""What cuBLAS and cuBLASLt hold on a GPU, 32 MiB each on Hopper: an H100 held 70 to 100 MiB beyond the tensors."""
+"""Workspaces of cuBLAS and cuBLASLt, 32 MiB each on Hopper: an H100 held 70 to 100 MiB beyond the tensors."""
 HOLES = 0.5
-"""Idle heap between tensors of different sizes, as a fraction of the temporary tensors (0.3 after four steps, 0.4 to
+"""Free heap between tensors of different sizes, as a fraction of the temporary tensors (0.3 after four steps, 0.4 to
 0.7 after forty): `kernels.cpu.set_up_process` keeps all of it."""
 COPIES = 0.5
-"""Heap left of the copies in which weights are communicated, as a fraction of their size: with DDP once at the start,
-with ZeRO-3 in each forward pass."""
+"""Free heap that the copies of communicated weights leave behind, as a fraction of their size: with DDP once at the
+start, with ZeRO-3 in each forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What one process of a training holds and computes."""
+    """What one process of a training stores and computes."""
 
     processes: int
     kind: Kind
     precision: Precision
-    """Of the frozen weights and the activations."""
+    """Precision of the frozen weights and the activations."""
     file_precision: Precision
-    """Of the checkpoint of the base model."""
+    """Precision of the base model's checkpoint."""
     frozen: int
     """Frozen parameters, including the reference token's row."""
     trainable: int
     """Trainable parameters."""
     layers: int
-    """Parameters of the layers' matrices, part of `frozen`."""
+    """Frozen parameters of the layers' matrices."""
     projection: int
-    """Parameters of the output projection, which is the embedding."""
+    """Parameters of the output projection, which is tied to the embedding."""
     vocabulary: int
     """Vocabulary size of the tokenizer."""
     corpus_tokens: int
@@ -69,9 +69,9 @@ class Workload:
     activations: int
     """Bytes that the largest micro-batch keeps for backward."""
     logits: int
-    """Bytes of its logits, which come on top at the end of the forward pass."""
+    """Bytes of its logits, which are added at the end of the forward pass."""
     dev_logits: int
-    """Bytes of the logits of the dev set's largest batch, which has no activations next to it."""
+    """Bytes of the logits of the dev set's largest batch, which keeps no activations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +79,12 @@ class Memory:
     """Bytes of one process at its peak, part by part."""
 
     weights: int
-    """Frozen weights; on a CPU each matrix packed for both directions (see `kernels/cpu.py`); under ZeRO-3
-    this process' partition and the whole that it gathers for the forward pass."""
+    """Frozen weights; on a CPU with each matrix packed for both directions (see `kernels/cpu.py`); under ZeRO-3
+    this process' partition and all weights, which it gathers for the forward pass."""
     gathering: int
-    """ZeRO-3: the buffers through which it gathers, as far as they exceed what activations need later on."""
+    """ZeRO-3: the buffers of the all-gather, where they exceed what the activations need later."""
     adapter: int
-    """Trainable parameters in fp32, under ZeRO also the partition that this process steps."""
+    """Trainable parameters in fp32, under ZeRO also the partition that this process updates."""
     gradients: int
     """Their gradients in fp32, and the buckets in which they are reduced."""
     moments: int
@@ -98,26 +98,26 @@ class Memory:
     process: int
     """On a CPU: libraries, tokenizer, corpus, kernels. On a GPU: cuBLAS's workspaces."""
     unused: int
-    """On a CPU: holes of the heap, and pages of the checkpoint that are no longer used."""
+    """On a CPU: free heap, and pages of the checkpoint that are no longer used."""
     loading: int
-    """On a CPU: what the start needs beyond all that, when the checkpoint is converted to another precision."""
+    """On a CPU: what loading needs beyond all other parts, when it converts the checkpoint to another precision."""
 
     @property
     def total(self) -> int:
-        """All parts together."""
+        """Sum of all parts."""
         return sum(getattr(self, part.name) for part in fields(self))
 
 
 def memory(strategy: Strategy | None, work: Workload) -> Memory:
-    """What a process needs under `strategy`; None is one process without a launcher.
+    """Compute the peak memory of a process under `strategy`; None is one process without a launcher.
 
-    What DeepSpeed holds is taken from its stage_1_and_2.py and stage3.py with the buckets of `training/strategy.py`:
-    ZeRO-1 and -2 keep the adapter whole and a copy of their partition; ZeRO-3 frees no weight that is used again within
-    10^9 elements, so of a GPT-2 it holds everything from the first use to the last.
+    What DeepSpeed allocates is read from its stage_1_and_2.py and stage3.py, with the buckets of
+    `training/strategy.py`. ZeRO-1 and -2 keep the whole adapter and a copy of their partition. ZeRO-3 frees no weight
+    that is used again within 10^9 elements, so it keeps all of a GPT-2 from the first use to the last.
     """
     stage, offload = (0, False) if strategy is None else (strategy.zero_stage, strategy.offload)
     on_cpu, partitioned = work.kind == "cpu", stage == 3
-    on_host = offload and not on_cpu  # then this process' partitions are not on the device
+    on_host = offload and not on_cpu  # this process' partitions are not on the device
     whole, adapter = work.frozen * BYTES[work.precision], work.trainable * 4
     partition = -(-work.trainable // work.processes) * 4 if stage else 0
     copies = 0 if on_host else 2 if offload else 1
@@ -143,22 +143,22 @@ def memory(strategy: Strategy | None, work: Workload) -> Memory:
     process = start + work.corpus_tokens * CORPUS_BYTES_PER_TOKEN + KERNELS[work.precision]
     broadcast = partitioned or (strategy is not None and not stage)
     unused = int(HOLES * (temporary + 2 * gathered)) + int(COPIES * (whole - layers) if broadcast else 0)
-    mapped = work.precision == work.file_precision  # then the weights are pages of the file at first
+    mapped = work.precision == work.file_precision  # the weights are pages of the file at first
     converting = start + whole + (0 if mapped else work.frozen * BYTES[work.file_precision])
-    if packs:  # the layers twice next to what was loaded, and then a copy of the rest
+    if packs:  # the layers twice in addition to what was loaded, and then a copy of the rest
         converting = max(converting, start + 2 * whole + layers)
     loading = max(0, converting - sum(tensors.values()) - process - unused)
     return Memory(**tensors, process=process, unused=unused, loading=loading)
 
 
 def bytes_sent(strategy: Strategy | None, work: Workload, accumulation_steps: int) -> int:
-    """Bytes a process sends per optimizer step, with rings.
+    """Compute the bytes that a process sends per optimizer step with ring collectives.
 
-    Of P processes, each sends (P - 1) / P of the data for an all-gather or a reduce-scatter, and twice that for an
+    Each of P processes sends (P - 1) / P of the data for an all-gather or a reduce-scatter, and twice that for an
     all-reduce (Rajbhandari et al. 2020, "ZeRO", section 7). DeepSpeed's ZeRO-1 and -2 all-reduce the gradient and then
-    all-gather the adapter, which makes three. ZeRO-3 reduce-scatters it, all-gathers the adapter, and the frozen
-    weights in each forward pass; the paper's second all-gather, for backward, is not needed as nothing is freed in
-    between (see `memory`).
+    all-gather the adapter, three times that in total. ZeRO-3 reduce-scatters the gradient and all-gathers the adapter,
+    and the frozen weights in each forward pass. The paper's second all-gather, for backward, is not needed, as nothing
+    is freed in between (see `memory`).
     """
     gradient, frozen = work.trainable * 4, work.frozen * BYTES[work.precision]
     if strategy is None:
@@ -173,23 +173,23 @@ def bytes_sent(strategy: Strategy | None, work: Workload, accumulation_steps: in
 
 
 def logits_bytes(shape: BatchShape, vocabulary: int, precision: Precision, kind: Kind) -> int:
-    """Bytes of the buffers of (labels, vocabulary) in `loss.LossHead`."""
+    """Compute the bytes of the buffers of (labels, vocabulary) in `loss.LossHead`."""
     rows = max(1, MAX_LOGITS // vocabulary)
     as_fp32 = min(shape.labels, rows) * 4 if kind == "cuda" and precision != "fp32" else 0
     return (min(shape.outputs, rows) * BYTES[precision] + as_fp32) * vocabulary
 
 
 def saved_bytes(model: GPT2LMHeadModel, shape: BatchShape, precision: Precision, kind: Kind) -> int:
-    """Bytes that autograd keeps for backward of a forward pass of `loss.ReferenceLoss`.
+    """Compute the bytes that autograd keeps for backward of a forward pass of `loss.ReferenceLoss`.
 
-    Nothing is kept before the first adapter, as no gradient flows further down. A frozen layer keeps nothing of its
-    input, an adapter its input after dropout and, if the gradient flows on, the mask.
+    Nothing is kept before the first adapter, as no gradient flows further down. A frozen layer does not keep its input.
+    An adapter keeps its input after dropout and, if the gradient flows on, the mask.
 
     Args:
-        model: with its adapter injected; only its shapes matter.
-        shape: of the micro-batch.
-        precision: of the activations.
-        kind: of device; a CPU and a GPU have different attention kernels.
+        model: GPT-2 with an adapter; only its shapes matter.
+        shape: shape of the micro-batch.
+        precision: precision of the activations.
+        kind: kind of device, as CPUs and GPUs have different attention kernels.
     """
     config, body = model.config, model.transformer
     width: int = config.n_embd
@@ -211,12 +211,12 @@ def saved_bytes(model: GPT2LMHeadModel, shape: BatchShape, precision: Precision,
         kept, activated = _layer(block.mlp.c_proj, rows, activated, precision)
         elements += kept + activated * _mask(block.mlp.dropout, rows * width)
         flows = flows or activated
-    elements += _norm(rows, width) + rows * width  # the last of them, and the gradient that the head computes at once
+    elements += _norm(rows, width) + rows * width  # the final norm, and the gradient that the head computes at once
     return indices + elements * BYTES[precision]
 
 
 def _norm(rows: int, width: int) -> int:
-    """The input, mean and scale of each row."""
+    """Count the elements that a layer norm keeps: input, mean and scale of each row."""
     return rows * (width + 2)
 
 
@@ -225,7 +225,7 @@ def _mask(dropout: nn.Dropout, elements: int) -> int:
 
 
 def _layer(layer: nn.Module, rows: int, flows: bool, precision: Precision) -> tuple[int, bool]:
-    """Elements that a layer keeps, and whether the gradient flows through its result."""
+    """Count the elements that a layer keeps, and return whether the gradient flows through its output."""
     if not isinstance(layer, LoraConv1D):
         return 0, flows
     rank, (inputs, outputs) = layer.lora_A.shape[0], layer.weight().shape
@@ -235,7 +235,7 @@ def _layer(layer: nn.Module, rows: int, flows: bool, precision: Precision) -> tu
 
 
 def _attention(model: GPT2LMHeadModel, shape: BatchShape, precision: Precision, kind: Kind) -> int:
-    """Queries, keys and values; and the weights, or of a GPU's fused kernel the result and two values per row."""
+    """Count what attention keeps: queries, keys, values and weights; a GPU's fused kernel keeps its result instead."""
     places, heads = shape.rows * shape.length, int(model.config.n_head)
     values = places * int(model.config.n_embd)
     if kind == "cuda" and precision == "bf16":

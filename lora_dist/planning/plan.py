@@ -1,6 +1,6 @@
-"""What a training would need and communicate, computed before anything is loaded, and refused where it cannot work.
+"""Plan a training before anything is loaded: memory, communication and schedule; refuse what cannot work.
 
-`memory.py` has what a process holds and sends, `shapes.py` the batches it will meet.
+`memory.py` computes what a process stores and sends, `shapes.py` the batches that it will get.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,7 +11,6 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import Precision, Settings, TrainSettings
-from lora_dist.data.collate import BatchShape
 from lora_dist.decoding.beam_search import check_room
 from lora_dist.distributed.device import compute_precision
 from lora_dist.distributed.launcher import STRATEGIES, Strategy
@@ -25,31 +24,31 @@ from lora_dist.planning.shapes import Corpus, read_corpus, read_model_files
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """What a training does, and when."""
+    """The steps of a training and what happens at them."""
 
     steps_per_epoch: int
     steps: int
-    """In all."""
+    """Steps of the whole training."""
     warmup: int
     """Steps in which the learning rate rises."""
     learning_rates: list[tuple[int, float]]
-    """At some steps, which are counted from 1."""
+    """Some steps (from 1) and their learning rates."""
     dev_evaluations: int
     checkpoints: int
-    """Written in all."""
+    """Checkpoints written in the whole training."""
     checkpoints_kept: int
     checkpoint_bytes: int
-    """Of each, without its few lines of JSON."""
+    """Bytes of each checkpoint, without its few lines of JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that is known in advance; --json writes it under these names."""
+    """Everything that is known in advance; --json writes it under these names."""
 
     model: str
     device: Kind
     precision: Precision
-    """Of the frozen weights."""
+    """Precision of the frozen weights."""
     processes: int
     frozen: int
     """Frozen parameters, including the reference token's row."""
@@ -58,75 +57,51 @@ class Plan:
     corpus: Corpus
     schedule: Schedule
     memory: dict[str, Memory]
-    """Bytes of a process at its peak, by strategy."""
+    """Peak memory of a process in bytes, by strategy."""
     available: int | None
-    """Bytes a process may use; None if that is not known here."""
+    """Bytes that a process may use; None if unknown here."""
     sent: dict[str, int]
-    """Bytes a process sends per step, by strategy."""
+    """Bytes that a process sends per step, by strategy."""
     notes: list[str]
-    """What else to know."""
+    """Remarks and warnings, one sentence each."""
 
 
 def make_plan(
     settings: Settings, processes: int, device: str, precision: Precision | None, available: int | None
 ) -> Plan:
-    """Plan the training of `settings`.
+    """Plan a training.
 
     Args:
-        settings: of the run.
-        processes: how many share the work.
-        device: what they compute on: `cpu`, `cuda`, or `auto` for what this machine has.
-        precision: of the frozen weights; None is what the device would use.
-        available: bytes a process may use; None is what this machine has for each.
+        settings: settings of the run.
+        processes: number of processes.
+        device: `cpu`, `cuda`, or `auto` for what this machine has.
+        precision: precision of the frozen weights; None is what the device would use.
+        available: bytes that a process may use; None is what this machine has for each.
 
     Raises:
-        UserError: for what `train` or `decode` would refuse.
+        UserError: for settings that `train` or `decode` would refuse.
     """
     if processes < 1:
         raise UserError(f"--processes is {processes}: must be >= 1")
     cfg = settings.train
     cfg.micro_batch_size(processes)
     kind: Kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    precision = precision or _usual_precision(kind)
+    precision = precision or _default_precision(kind)
     config, tokenizer = read_model_files(settings.model)
     name, vocabulary = settings.model.name, config.vocab_size
-    new_row = tokenizer is None or reference_row(name, tokenizer, vocabulary) == vocabulary
-    with torch.device("meta"):  # shapes without values
-        model = GPT2LMHeadModel(config)
-    lora.inject(model, settings.lora, cfg.seed)
-
-    def temporary(shape: BatchShape) -> tuple[int, int]:
-        return saved_bytes(model, shape, precision, kind), logits_bytes(shape, vocabulary + new_row, precision, kind)
-
+    rows = vocabulary + (tokenizer is None or reference_row(name, tokenizer, vocabulary) == vocabulary)
+    model = _model_of_shapes(config, settings)
     corpus = read_corpus(
         settings,
         processes,
         tokenizer,
         config.n_positions,
         kernels_for(torch.device(kind)).SHAPE_STEP,
-        lambda shape: sum(temporary(shape)),
+        lambda shape: saved_bytes(model, shape, precision, kind) + logits_bytes(shape, rows, precision, kind),
     )
     check_room(config.n_positions, corpus.longest_prompt, settings.decode)
-    activations, logits = temporary(corpus.largest)
-    _, dev_logits = temporary(corpus.largest_dev)
-    work = Workload(
-        processes=processes,
-        kind=kind,
-        precision=precision,
-        file_precision="bf16" if config.dtype == torch.bfloat16 else "fp32",
-        frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad) + new_row * config.n_embd,
-        trainable=lora.trainable_count(model),
-        layers=sum(p.numel() for p in model.transformer.h.parameters() if p.dim() == 2 and not p.requires_grad),
-        projection=(vocabulary + new_row) * config.n_embd,
-        vocabulary=vocabulary,
-        corpus_tokens=corpus.tokens,
-        activations=activations,
-        logits=logits,
-        dev_logits=dev_logits,
-    )
-    strategies: dict[str, Strategy | None] = {**STRATEGIES}
-    if processes == 1:
-        strategies = {"single": None, **{name: s for name, s in STRATEGIES.items() if s.zero_stage}}
+    work = _workload(model, rows, corpus, processes, kind, precision)
+    strategies = _strategies(processes)
     return Plan(
         model=name,
         device=kind,
@@ -143,8 +118,55 @@ def make_plan(
     )
 
 
+def _model_of_shapes(config: Any, settings: Settings) -> GPT2LMHeadModel:
+    """Build GPT-2 with its adapter on the meta device, which has shapes but no values."""
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(config)
+    lora.inject(model, settings.lora, settings.train.seed)
+    return model
+
+
+def _strategies(processes: int) -> dict[str, Strategy | None]:
+    """Return the strategies for a number of processes by name; None is one process without a launcher."""
+    if processes == 1:
+        return {"single": None, **{name: strategy for name, strategy in STRATEGIES.items() if strategy.zero_stage}}
+    return {**STRATEGIES}
+
+
+def _workload(
+    model: GPT2LMHeadModel, rows: int, corpus: Corpus, processes: int, kind: Kind, precision: Precision
+) -> Workload:
+    """Measure a process of the training.
+
+    Args:
+        model: GPT-2 with an adapter; only its shapes matter.
+        rows: rows of the embedding, including the reference token's.
+        corpus: the corpus and its largest batches.
+        processes: number of processes.
+        kind: kind of device.
+        precision: precision of the frozen weights.
+    """
+    config = model.config
+    new_rows = rows - config.vocab_size
+    return Workload(
+        processes=processes,
+        kind=kind,
+        precision=precision,
+        file_precision="bf16" if config.dtype == torch.bfloat16 else "fp32",
+        frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad) + new_rows * config.n_embd,
+        trainable=lora.trainable_count(model),
+        layers=sum(p.numel() for p in model.transformer.h.parameters() if p.dim() == 2 and not p.requires_grad),
+        projection=rows * config.n_embd,
+        vocabulary=config.vocab_size,
+        corpus_tokens=corpus.tokens,
+        activations=saved_bytes(model, corpus.largest, precision, kind),
+        logits=logits_bytes(corpus.largest, rows, precision, kind),
+        dev_logits=logits_bytes(corpus.largest_dev, rows, precision, kind),
+    )
+
+
 def to_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain JSON values, with the total memory of each strategy."""
+    """Convert the plan to plain JSON values, with the total memory of each strategy."""
     values = asdict(plan)
     for strategy, need in plan.memory.items():
         values["memory"][strategy]["total"] = need.total
@@ -155,24 +177,24 @@ def check_memory(plan: Plan) -> None:
     """Refuse a training for which no strategy leaves enough memory.
 
     Raises:
-        UserError: with the least it would need, and how to need less.
+        UserError: with the least memory a process would need, and how to reduce it.
     """
     strategy, least = min(((name, need.total) for name, need in plan.memory.items()), key=lambda pair: pair[1])
     if plan.available is not None and least > plan.available:
         smaller = "" if plan.precision == "bf16" else "--precision bf16, "
         raise UserError(
-            f"a process needs {least / 2**30:.2f} GiB at least ({strategy}) and has {plan.available / 2**30:.2f}: try "
+            f"a process needs at least {least / 2**30:.2f} GiB ({strategy}) and has {plan.available / 2**30:.2f}: try "
             f"{smaller}more --train.accumulation-steps, a smaller model, or with CPU cores fewer processes"
         )
 
 
-def _usual_precision(kind: Kind) -> Precision:
-    there = kind == "cpu" or torch.cuda.is_available()
-    return compute_precision(torch.device(kind)) if there else "bf16"
+def _default_precision(kind: Kind) -> Precision:
+    present = kind == "cpu" or torch.cuda.is_available()
+    return compute_precision(torch.device(kind)) if present else "bf16"
 
 
 def _memory_here(kind: Kind, processes: int) -> int | None:
-    """Bytes this machine has for each process: a GPU each, or a share of the memory."""
+    """Return the bytes that this machine has for each process: one GPU's, or an equal part of its memory."""
     if kind == "cpu":
         return int(psutil.virtual_memory().total // processes)
     return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
@@ -205,7 +227,7 @@ def _notes(cfg: TrainSettings, corpus: Corpus, kind: Kind) -> list[str]:
     if not corpus.counted:
         found.append("the corpus or the tokenizer is unavailable here: lengths are those of E2E as published")
     if cfg.refs_per_mr > 1 or cfg.gradient_checkpointing:
-        found.append("activations are those without --train.refs-per-mr and --train.gradient-checkpointing: the most")
+        found.append("activations are an upper bound: without --train.refs-per-mr and --train.gradient-checkpointing")
     if kind == "cuda":
-        found.append("on a GPU, CUDA's own context and the reserve of torch's allocator come on top")
+        found.append("on a GPU, CUDA's own context and the reserve of torch's allocator are not included")
     return found

@@ -1,6 +1,6 @@
-"""What is known of the model and the corpus before any weight is loaded.
+"""What is known about the model and the corpus before any weight is loaded.
 
-The order of the examples is a function of the seed, so the largest micro-batch to come is known in advance.
+The order of the examples is a function of the seed, so the largest micro-batch of a training is known in advance.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,19 +21,19 @@ from lora_dist.errors import UserError
 from lora_dist.model.base import PUBLISHED, load_config, load_tokenizer
 
 E2E_EXAMPLES, E2E_TOKENS, E2E_LONGEST_PROMPT = 42_061, 2_728_710, 51
-"""The published training set, its and the dev set's tokens by GPT-2's tokenizer, and the most in an MR."""
+"""As published, with GPT-2's tokenizer: training examples, tokens of training and dev set, tokens of the longest MR."""
 E2E_LONGEST, E2E_LONG, E2E_LABELS = 121, 71, 36
-"""Tokens of its longest example, and of the others and labels of each in the paper's largest batch of 8."""
+"""In the paper's largest batch of 8: tokens of the longest example, tokens of each other one, labels of each."""
 E2E_LARGEST_DEV = {"rows": 16, "tokens": 1696, "longest": 133, "labels": 977}
-"""The 16 longest examples of its dev set."""
+"""The 16 longest examples of the published dev set."""
 
 PAIRS = 2**22
-"""Pairs of examples of a step looked at together, to shard many steps over the ranks at once."""
+"""Pairs of examples that are compared at a time, in sharding many steps over the ranks at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What matters of the corpus."""
+    """Sizes of the corpus."""
 
     examples: int
     """Examples of the training set."""
@@ -42,15 +42,15 @@ class Corpus:
     longest_prompt: int
     """Tokens of the longest meaning representation."""
     largest: BatchShape
-    """The micro-batch that takes most memory."""
+    """The micro-batch that needs the most memory."""
     largest_dev: BatchShape
-    """The batch of the dev set with most labels."""
+    """The batch of the dev set with the most labels."""
     counted: bool
-    """Whether tokens were counted here, or are those of the published corpus."""
+    """Whether these sizes were counted here instead of taken from the published corpus."""
 
 
 def read_model_files(settings: ModelSettings) -> tuple[Any, Any]:
-    """The model's config and tokenizer; for a model of a hub that is unreachable its published shape, and None."""
+    """Read the model's config and tokenizer; if the hub is unreachable, return the published shape and None."""
     try:
         config = load_config(settings)
     except UserError:
@@ -75,15 +75,15 @@ def read_corpus(
     multiple: int,
     size: Callable[[BatchShape], int],
 ) -> Corpus:
-    """The corpus, or what is published of it where it or the tokenizer is unavailable.
+    """Measure the corpus, or return its published sizes if it or the tokenizer is unavailable.
 
     Args:
-        settings: of the run.
-        processes: how many a global batch is sharded over.
-        tokenizer: the model's, or None.
+        settings: settings of the run.
+        processes: number of processes.
+        tokenizer: the model's tokenizer, or None.
         positions: most tokens of an example.
         multiple: see `collate.batch_shape`.
-        size: by which the largest micro-batch is the largest.
+        size: bytes that a micro-batch needs, which the largest one maximises.
 
     Raises:
         UserError: if --data.dir is given and cannot be read, or an example is longer than the model's positions.
@@ -128,7 +128,7 @@ def _dev_shapes(dev: TokenizedExamples, multiple: int) -> Iterator[BatchShape]:
 def _largest(
     train: TokenizedExamples, cfg: TrainSettings, processes: int, multiple: int, size: Callable[[BatchShape], int]
 ) -> BatchShape:
-    """The largest by `size` of all micro-batches that any process will meet."""
+    """Find the largest, by `size`, of all micro-batches of all processes in a training."""
     total, per_epoch = cfg.total_steps(len(train)), cfg.steps_per_epoch(len(train))
     found: list[Indices] = []
     for epoch in range(-(-total // per_epoch)):
@@ -146,10 +146,13 @@ def _largest(
 
 
 def _micro_batches(train: TokenizedExamples, batches: Indices, cfg: TrainSettings, processes: int) -> list[Indices]:
-    """What `batch_shape` takes for each micro-batch of global `batches` (steps, examples): (steps, 4) each.
+    """Compute the arguments of `batch_shape` for the micro-batches of global `batches` (steps, examples).
 
-    Shards as `sampler.micro_batches` does, but many steps at once; each rank gets as many examples as the others, or
-    there is only one.
+    Shards as `sampler.micro_batches` does, but many steps at once; so batches must divide among the ranks, unless there
+    is only one.
+
+    Returns:
+        Arrays with rows, tokens, longest and labels of one micro-batch per step: (steps, 4) each.
     """
     found, at_once = [], max(1, PAIRS // batches.shape[1] ** 2)
     for start in range(0, len(batches), at_once):

@@ -1,4 +1,4 @@
-"""A plan as text for people, at most 100 columns wide."""
+"""A plan as text, at most 100 columns wide."""
 
 from collections.abc import Sequence
 
@@ -13,22 +13,22 @@ LABELS = {
     "moments": "AdamW's moments, fp32",
     "activations": "activations for backward",
     "logits": "logits",
-    "dev": "more for the dev set",
+    "dev": "additional for the dev set",
     "process": "process without its tensors",
     "unused": "unused heap and pages",
-    "loading": "more while loading",
+    "loading": "additional while loading",
 }
 """Names of the parts of `Memory` in the table."""
 
 
-def table(plan: Plan) -> str:
-    """The plan as text for people."""
+def plan_table(plan: Plan) -> str:
+    """Format the plan as text."""
     needs, shape, schedule = plan.memory.values(), plan.corpus.largest, plan.schedule
     lines = [
-        f"{plan.model}: {plan.trainable:,} trainable and {plan.frozen:,} frozen parameters, these in {plan.precision}, "
+        f"{plan.model}: {plan.trainable:,} trainable parameters, {plan.frozen:,} frozen ones in {plan.precision}, "
         f"on {plan.processes} x {plan.device}",
         "",
-        _row("peak of a process, MiB", list(plan.memory)),
+        _row("peak memory per process, MiB", list(plan.memory)),
     ]
     for part, label in LABELS.items():
         if any(sizes := [getattr(need, part) for need in needs]):
@@ -41,8 +41,8 @@ def table(plan: Plan) -> str:
     lines += [
         f"examples         {plan.corpus.examples:,}; the largest micro-batch of a process has {shape.rows} of them, "
         f"{shape.tokens} tokens, {shape.labels} labels",
-        f"steps            {schedule.steps_per_epoch:,} per epoch, {schedule.steps:,} in all, of which "
-        f"{schedule.warmup:,} to warm up ({schedule.warmup / schedule.steps:.1%})",
+        f"steps            {schedule.steps_per_epoch:,} per epoch, {schedule.steps:,} in total, of which "
+        f"{schedule.warmup:,} warm-up ({schedule.warmup / schedule.steps:.1%})",
         f"at step          {''.join(f'{step:>12,}' for step, _ in schedule.learning_rates)}",
         f"learning rate    {''.join(f'{rate:>12.2g}' for _, rate in schedule.learning_rates)}",
         f"dev evaluations  {schedule.dev_evaluations}",

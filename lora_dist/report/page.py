@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: tables, plots, how it was made, and a browser over the test set."""
+"""The report as one self-contained HTML page: tables, plots, commands, and a browser over the test set."""
 
 import html
 import shlex
@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from importlib import resources
 
 from lora_dist.config_io import command_line
-from lora_dist.report.browser import as_script, browser_data
+from lora_dist.report.browser import browser_data, to_script_json
 from lora_dist.report.plots import Plot
 from lora_dist.report.results import Result
 from lora_dist.report.tables import Table
 
 
-def page(title: str, tables: Sequence[Table], plots: Sequence[Plot], results: Sequence[Result]) -> str:
-    """The page; nothing in it is loaded from elsewhere, and every text of a run is escaped.
+def render_page(title: str, tables: Sequence[Table], plots: Sequence[Plot], results: Sequence[Result]) -> str:
+    """Render the page. It loads nothing from elsewhere, and all text of the runs is escaped.
 
     Args:
-        title: above everything.
-        tables: in their order.
-        plots: below the tables.
-        results: the runs that the browser shows.
+        title: Heading of the page.
+        tables: Tables in the order shown.
+        plots: Plots in the order shown, below the tables.
+        results: Runs that the browser shows.
     """
-    sections = [_section(number, table) for number, table in enumerate(tables)]
+    sections = [_table_section(number, table) for number, table in enumerate(tables)]
     figures = "".join(
-        f'<figure class="scroll"><figcaption>{html.escape(plot.title)}</figcaption>{plot.for_page()}</figure>'
+        f'<figure class="scroll"><figcaption>{html.escape(plot.title)}</figcaption>{plot.inline_svg()}</figure>'
         for plot in plots
     )
     return _PAGE.format(
@@ -32,14 +32,14 @@ def page(title: str, tables: Sequence[Table], plots: Sequence[Plot], results: Se
         links="".join(f'<a href="#table{n}">{html.escape(t.title.split(":")[0])}</a>' for n, t in enumerate(tables)),
         tables="".join(sections),
         figures=figures,
-        origins="".join(map(_origin, results)),
-        data=as_script(browser_data(results)),
+        origins="".join(map(_provenance_entry, results)),
+        data=to_script_json(browser_data(results)),
         script=_asset("page.js"),
     )
 
 
-def how_made(result: Result) -> tuple[str, str]:
-    """The command that makes the run again, and the versions and fingerprints behind it."""
+def provenance(result: Result) -> tuple[str, str]:
+    """Return the command that reproduces the run, and its versions and fingerprints."""
     world = result.config["world"] or {"processes": 1, "precision": "unknown"}
     launcher = "ACCELERATE_MIXED_PRECISION=no lora-dist" if world["precision"] == "fp32" else "lora-dist"
     if world["processes"] > 1:
@@ -49,25 +49,25 @@ def how_made(result: Result) -> tuple[str, str]:
     command = f"{launcher} {command_line(result.settings)} --out {shlex.quote(str(result.run.root))}"
     if not result.trained_here:
         command = "trained elsewhere"
-    facts = {**result.config["versions"], "precision": world["precision"]}
-    facts |= {"adapter": result.decoding["adapter"][:16]}
-    facts |= {"base": result.decoding["base"][:16], "test data": result.decoding["test_data"][:16]}
-    facts |= {name: result.scores["signature"][name] for name in ("BLEU", "METEOR")}
-    return command, ", ".join(f"{name} {value}" for name, value in facts.items())
+    versions = {**result.config["versions"], "precision": world["precision"]}
+    versions |= {"adapter": result.decoding["adapter"][:16]}
+    versions |= {"base": result.decoding["base"][:16], "test data": result.decoding["test_data"][:16]}
+    versions |= {name: result.scores["signature"][name] for name in ("BLEU", "METEOR")}
+    return command, ", ".join(f"{name} {value}" for name, value in versions.items())
 
 
-def _origin(result: Result) -> str:
-    command, facts = how_made(result)
+def _provenance_entry(result: Result) -> str:
+    command, versions = provenance(result)
     return (
         f"<dt>{html.escape(result.name)}</dt><dd><code>{html.escape(command)}</code><br>"
-        f'<span class="scores">{html.escape(facts)}</span></dd>'
+        f'<span class="scores">{html.escape(versions)}</span></dd>'
     )
 
 
-def _section(number: int, table: Table) -> str:
+def _table_section(number: int, table: Table) -> str:
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.head)
     body = "".join(
-        f"<tr{' class=ours' if 0 < table.others <= index else ''}>"
+        f"<tr{' class=run' if 0 < table.num_published <= index else ''}>"
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
         + "</tr>\n"
         for index, cells in enumerate(table.rows)
@@ -101,7 +101,7 @@ _PAGE = """<!doctype html>
 <dl>{origins}</dl>
 <section id="browser">
 <h2>Sentences</h2>
-<p class="scores">Marked words are a slot's value word for word; ✓ and ✗ come from the rules of the slot error rate.</p>
+<p class="scores">Highlighted: verbatim slot values. ✓ and ✗: the rules of the slot error rate.</p>
 <div class="controls">
 <input id="search" type="search" placeholder="search meaning representations and sentences" aria-label="search">
 <label>show <select id="filter">
@@ -111,15 +111,15 @@ _PAGE = """<!doctype html>
 </select></label>
 <input id="threshold" type="number" value="0.5" step="0.05" min="0" aria-label="score below" hidden>
 <label>sort <select id="sort">
-<option value="order">in the official order</option>
+<option value="order">official order</option>
 <option value="errors">most slot errors first</option>
 </select></label>
-<label>by <select id="by"></select></label>
+<label>of run <select id="by"></select></label>
 <span id="count" class="number"></span>
 </div>
-<fieldset id="runs" aria-label="runs side by side"></fieldset>
+<fieldset id="runs" aria-label="runs shown side by side"></fieldset>
 <div id="list"></div>
-<button id="more" type="button">more</button>
+<button id="more" type="button">show more</button>
 </section>
 <script type="application/json" id="data">{data}</script>
 <script>

@@ -1,16 +1,16 @@
-"""Published scores: the paper's Table 3, and what people report who ran the LoRA authors' code."""
+"""Published scores: the paper's Table 3, and results that users of the LoRA authors' code report."""
 
 from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One row of a table of scores on the whole test set of E2E."""
+    """One row of published scores on the whole E2E test set."""
 
     name: str
     trainable: str
-    """Trainable parameters as printed."""
+    """Number of trainable parameters as printed."""
     scores: tuple[float, ...]
-    """In the order of `metrics.METRICS`: NIST in bits, CIDEr 0 to 10, the others 0 to 1."""
+    """In the order of `suite.METRICS`: NIST in bits, CIDEr 0 to 10, the others 0 to 1."""
 
 
 PAPER = (
@@ -27,13 +27,13 @@ REPRODUCTIONS = (
     Published("microsoft/LoRA#165, GPT-2 M, A100", "0.35M", (0.6885, 8.68, 0.4638, 0.7139, 2.5079)),
     Published("microsoft/LoRA#165, GPT-2 M, third", "0.35M", (0.6887, 8.6935, 0.465, 0.7139, 2.5096)),
     Published("microsoft/LoRA#165, GPT-2 S", "-", (0.6727, 8.6009, 0.4571, 0.6814, 2.3076)),
-    Published("microsoft/LoRA#138, without the base's weights", "-", (0.0, 0.0196, 0.0034, 0.0072, 0.0)),
+    Published("microsoft/LoRA#138, without pretrained weights", "-", (0.0, 0.0196, 0.0034, 0.0072, 0.0)),
 )
-"""Scores reported in the issues of the LoRA authors' repository for its configuration; the seed paper's own repository
-has the rows of its Table 3."""
+"""Scores reported in issues of the LoRA authors' repository for its configuration. The seed paper's own repository
+reports the rows of its Table 3."""
 
 PUBLISHED_MODELS = ("gpt2", "gpt2-medium")
-"""Hub ids of the base models of these scores."""
+"""Hub ids of the base models that these scores are for."""
 
 TRAINABLE = {"Baseline (GPT-2 S)": 147_456, "Original (GPT-2 M)": 393_216, "Improved": 2_359_296}
-"""The exact counts of trainable parameters, from the shapes."""
+"""Exact numbers of trainable parameters, computed from the shapes."""

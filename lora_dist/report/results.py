@@ -1,4 +1,4 @@
-"""What a report is made of: runs as their folders describe them, grouped where they differ only in the seed."""
+"""Scored runs read from their folders, and configurations: groups of runs that differ only in the seed."""
 
 import csv
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 from lora_dist.config import DecodeSettings, Settings
 from lora_dist.config_io import WITHOUT_EFFECT, as_options, changed_options, from_json, nearest_preset, to_json
 from lora_dist.errors import UserError
-from lora_dist.evaluation.scoring import score_run, variant_of
+from lora_dist.evaluation.scoring import mteval_variant, score_run
 from lora_dist.files import read_json, read_jsonl
 from lora_dist.metrics.suite import METRICS
 from lora_dist.report.published import PUBLISHED_MODELS
@@ -28,110 +28,113 @@ class Result:
 
     run: RunDir
     settings: Settings
-    """Those of its training, with those of its decoding."""
+    """Settings of its training and decoding."""
     config: dict[str, Any]
-    """Of config.json."""
+    """Object of config.json."""
     scores: dict[str, Any]
-    """Of scores.json."""
+    """Object of scores.json."""
     decoding: dict[str, Any]
-    """Of decode/signature.json: what made the sentences."""
+    """Object of decode/signature.json: settings, fingerprints and versions of the decoding."""
     log: list[dict[str, Any]]
-    """Lines of metrics.jsonl."""
+    """Objects of metrics.jsonl, one per logged step or dev evaluation."""
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return self.run.root.resolve().name
 
     @property
     def base(self) -> str:
-        """The base model, without its folder or account."""
+        """Name of the base model, without folder or Hub account."""
         return Path(self.settings.model.name).name
 
     @property
     def trained_here(self) -> bool:
-        """Whether its training is known: not that of an adapter from elsewhere."""
+        """Whether this package trained it; the training of an imported adapter is unknown."""
         return self.config["world"] is not None
 
     @property
     def trainable(self) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         return int(self.config["counts"]["trainable"])
 
     @property
     def values(self) -> tuple[float, ...]:
-        """The five scores, in the order of METRICS."""
+        """The five scores in the order of METRICS."""
         return tuple(self.scores[metric] for metric in METRICS)
 
     @property
     def slot_error_rate(self) -> float | None:
-        """Errors / slots, where the corpus has E2E's values."""
+        """Errors / slots; None if the corpus has other values than E2E."""
         rate: float | None = self.scores.get("slot_error_rate", {}).get("rate")
         return rate
 
     @property
     def training_seconds(self) -> float | None:
-        """Time of all steps, without dev sets and checkpoints; None if there is no log."""
-        seconds, before = 0.0, 0
+        """Seconds of all logged steps, without dev evaluations and checkpoints; None if there is no log."""
+        seconds, previous_step = 0.0, 0
         for row in self.logged_steps():
-            seconds += (row["step"] - before) * self.settings.train.global_batch_size / row["examples_per_second"]
-            before = row["step"]
+            examples = (row["step"] - previous_step) * self.settings.train.global_batch_size
+            seconds += examples / row["examples_per_second"]
+            previous_step = row["step"]
         return seconds or None
 
     def logged_steps(self) -> list[dict[str, Any]]:
-        """The lines of the log with the training loss."""
+        """Return the rows of the log with the training loss."""
         return [row for row in self.log if "loss" in row]
 
-    def evaluations(self) -> list[dict[str, Any]]:
-        """The lines of the log with the dev loss."""
+    def dev_evaluations(self) -> list[dict[str, Any]]:
+        """Return the rows of the log with the dev loss."""
         return [row for row in self.log if "dev_loss" in row]
 
     def caveats(self) -> list[str]:
-        """Why its scores do not compare with the paper's directly."""
+        """List why its scores are not directly comparable with the paper's."""
         found = []
         if not self.trained_here:
-            found.append("trained elsewhere, with unknown settings")
+            found.append("trained elsewhere with unknown settings")
         if self.settings.model.name.removeprefix("openai-community/") not in PUBLISHED_MODELS:
             found.append(f"the base model is {self.base}, not GPT-2")
         if self.settings.train.max_steps is not None or self.settings.data.limit_train is not None:
-            found.append("trained for fewer steps, or on fewer examples, than the paper's five epochs")
+            found.append("trained for fewer steps or on fewer examples than the paper's five epochs")
         if not self.decoding.get("official_test_set"):
             found.append("not the whole official test set was decoded")
         if self.settings.decode.ngram_scope != "all":
-            found.append("repeated 4-grams are banned in the sentence only; the paper's decoder bans the prompt's too")
-        if variant_of(self.scores) == "python":
-            found.append("BLEU and NIST are those of the official script's Python program (-p), not its default")
+            found.append(
+                "the ban on repeated 4-grams covers the generated text only; the paper's also covers the prompt"
+            )
+        if mteval_variant(self.scores) == "python":
+            found.append("BLEU and NIST are computed by the official script's Python program (-p), not its default")
         return found
 
 
 def load_results(runs: Sequence[RunDir]) -> list[Result]:
-    """The runs; those not scored since they were decoded are scored.
+    """Load the runs, scoring those that have not been scored since they were decoded.
 
     Raises:
-        UserError: if one is not the folder of a run, or has not been decoded.
+        UserError: if a folder is not a run, or a run has not been decoded.
     """
     return [load_result(run) for run in runs]
 
 
 def load_result(run: RunDir) -> Result:
-    """See `load_results`."""
+    """Load one run as `load_results` does."""
     config = read_json(run.config, f"{run.root} is not the folder of a run")
     decoding = read_json(run.decode_signature, f"{run.root} has not been decoded (lora-dist decode {run.root})")
     if not run.outputs_text.is_file():
         raise UserError(f"{run.outputs_text} is missing: lora-dist decode {run.root}")
     scores = read_json(run.scores, "no scores") if run.scores.is_file() else {}
-    of_these = scores.get("signature", {}).get("outputs") == hashlib.sha256(run.outputs_text.read_bytes()).hexdigest()
-    if not (of_these and run.sentence_scores.is_file() and all(metric in scores for metric in METRICS)):
+    up_to_date = scores.get("signature", {}).get("outputs") == hashlib.sha256(run.outputs_text.read_bytes()).hexdigest()
+    if not (up_to_date and run.sentence_scores.is_file() and all(metric in scores for metric in METRICS)):
         logger.info("scoring %s", run.root)
-        scores = score_run(run, variant_of(scores) if "signature" in scores else "perl")
-    trained = from_json(Settings, config["settings"])
-    settings = replace(trained, decode=from_json(DecodeSettings, decoding["decode"]))
-    log = read_jsonl(run.metrics) if run.metrics.is_file() else []  # an adapter from elsewhere has none
+        scores = score_run(run, mteval_variant(scores) if "signature" in scores else "perl")
+    training = from_json(Settings, config["settings"])
+    settings = replace(training, decode=from_json(DecodeSettings, decoding["decode"]))
+    log = read_jsonl(run.metrics) if run.metrics.is_file() else []  # an imported adapter has no log
     return Result(run, settings, config, scores, decoding, log)
 
 
-def sentence_scores(run: RunDir) -> list[dict[str, float]]:
-    """The scores of each output, by name of the official script's column."""
+def read_sentence_scores(run: RunDir) -> list[dict[str, float]]:
+    """Read the scores of each output, keyed by the column names of the official script."""
     with run.sentence_scores.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, dialect="excel-tab"))
     return [{name: float(row[name]) for name in row if name not in ("src", "sys_out")} for row in rows]
@@ -142,27 +145,27 @@ class Configuration:
     """Runs that differ only in the seed."""
 
     label: str
-    """Base model, preset, and the settings in which it differs from the others of the report."""
+    """Base model, preset, and the settings that differ between the configurations of the report."""
     results: tuple[Result, ...]
 
     @property
     def first(self) -> Result:
-        """One of them, for what they have in common."""
+        """A representative run, for what all of them have in common."""
         return self.results[0]
 
     def mean(self) -> tuple[float, ...]:
-        """Mean of each score over the seeds."""
+        """Compute the mean of each score over the seeds, in the order of METRICS."""
         return tuple(statistics.mean(values) for values in zip(*(r.values for r in self.results), strict=True))
 
-    def spread(self) -> tuple[float, ...] | None:
-        """Standard deviation of each score over the seeds (n - 1 in the denominator); None for a single one."""
+    def std(self) -> tuple[float, ...] | None:
+        """Compute the sample standard deviation (n - 1) of each score over the seeds; None for a single run."""
         if len(self.results) == 1:
             return None
         return tuple(statistics.stdev(values) for values in zip(*(r.values for r in self.results), strict=True))
 
 
-def trained(results: Sequence[Result]) -> list[Result]:
-    """The first of those that share an adapter: the others show what decoding settings do."""
+def one_per_adapter(results: Sequence[Result]) -> list[Result]:
+    """Keep the first run of each adapter; the others differ from it only in how they were decoded."""
     first: dict[str, Result] = {}
     for result in results:
         first.setdefault(result.decoding["adapter"], result)
@@ -170,43 +173,43 @@ def trained(results: Sequence[Result]) -> list[Result]:
 
 
 def configurations(results: Sequence[Result]) -> list[Configuration]:
-    """The results, grouped where they differ only in the seed."""
+    """Group the runs that differ only in the seed."""
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(_identity(result), []).append(result)
-    options = [_options(group[0]) for group in groups.values()]
-    differing = {name for each in options for name in each if any(each[name] != other[name] for other in options)}
+        groups.setdefault(_configuration_key(result), []).append(result)
+    options = [_score_options(group[0]) for group in groups.values()]
+    differing = {name for one in options for name in one if any(one[name] != other[name] for other in options)}
     labels = []
-    for group, own in zip(groups.values(), options, strict=True):
-        details = [_detail(name, own[name]) for name in sorted(differing)]
+    for group, group_options in zip(groups.values(), options, strict=True):
+        details = [_option_label(name, group_options[name]) for name in sorted(differing)]
         labels.append(", ".join([group[0].base, preset_name(group[0].settings), *details]))
     return [
-        # Where data, base model or scorer differ under the same name, the folder distinguishes them.
+        # Configurations may differ in data, base model or scorer and have the same label: add the folder's name.
         Configuration(label if labels.count(label) == 1 else f"{label} ({group[0].name})", tuple(group))
         for label, group in zip(labels, groups.values(), strict=True)
     ]
 
 
 def preset_name(settings: Settings) -> str:
-    """The nearest preset, with what differs from its adapter."""
+    """Return the name of the nearest preset and the LoRA settings that differ from it."""
     changed = {name: value for name, value in changed_options(settings).items() if name.startswith("--lora.")}
-    return ", ".join([nearest_preset(settings), *(_detail(name, value) for name, value in changed.items())])
+    return ", ".join([nearest_preset(settings), *(_option_label(name, value) for name, value in changed.items())])
 
 
-def _detail(option: str, value: Any) -> str:
-    """`refs-per-mr 8` from `--train.refs-per-mr`."""
+def _option_label(option: str, value: Any) -> str:
+    """Format `--train.refs-per-mr` with value 8 as `refs-per-mr 8`."""
     return f"{option.split('.')[1]} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
-def _options(result: Result) -> dict[str, Any]:
-    """What decides its scores, except base model, adapter and seed."""
+def _score_options(result: Result) -> dict[str, Any]:
+    """Return the options that affect the scores, except base model, adapter and seed."""
     options = as_options(result.settings, "model", "data", "train", "decode")
-    without = WITHOUT_EFFECT | {"--train.seed", "--decode.batch-tokens", "--decode.num-return"}
-    return {name: value for name, value in options.items() if name not in without}
+    excluded = WITHOUT_EFFECT | {"--train.seed", "--decode.batch-tokens", "--decode.num-return"}
+    return {name: value for name, value in options.items() if name not in excluded}
 
 
-def _identity(result: Result) -> str:
-    """Equal for results that differ only in the seed."""
+def _configuration_key(result: Result) -> str:
+    """Return a key that is equal for runs that differ only in the seed."""
     scorer = {name: result.scores["signature"][name] for name in METRICS}
     data = {**result.config["data"], "test": result.decoding["test_data"], "base": result.decoding["base"]}
-    return json.dumps([_options(result), to_json(result.settings.lora), data, scorer], sort_keys=True)
+    return json.dumps([_score_options(result), to_json(result.settings.lora), data, scorer], sort_keys=True)

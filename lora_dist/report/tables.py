@@ -1,4 +1,4 @@
-"""The paper's four tables with runs next to its rows, what the runs cost, and what decoding settings do."""
+"""The paper's four tables with runs next to its rows, and tables of time, memory, runs and decoding settings."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -12,43 +12,43 @@ from lora_dist.report.published import PAPER, REPRODUCTIONS
 from lora_dist.report.results import Configuration, Result
 
 UNKNOWN = "unknown"
-"""Of the training of an adapter from elsewhere."""
+"""Cell for the training of an imported adapter."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, and notes below them."""
+    """A table of strings with notes below it."""
 
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
-    others: int = 0
-    """Rows at the top that are not from these runs."""
+    num_published: int = 0
+    """Rows at the top that are published scores, not runs."""
 
 
 def adapter_table(configurations: Sequence[Configuration]) -> Table:
-    """Table 1: shape and initialisation of the adapters, the paper's first."""
-    columns = {preset.column: preset.settings.lora for preset in PRESETS.values()}
-    columns |= {c.label: c.first.settings.lora for c in configurations}
-    lines: dict[str, Callable[[LoraSettings], str]] = {
+    """Build Table 1: hyperparameters and initialization of the adapters, the paper's first."""
+    adapters = {preset.column: preset.settings.lora for preset in PRESETS.values()}
+    adapters |= {c.label: c.first.settings.lora for c in configurations}
+    cells: dict[str, Callable[[LoraSettings], str]] = {
         "Rank": lambda lora: str(lora.rank),
         "Alpha": lambda lora: f"{lora.alpha:g}",
         "Target modules": lambda lora: ", ".join(lora.targets),
         "Dropout": lambda lora: f"{lora.dropout:g}",
         "Bias": lambda _: "none",
     }
-    rows = [(name, *(cell(lora) for lora in columns.values())) for name, cell in lines.items()]
+    rows = [(name, *(cell(lora) for lora in adapters.values())) for name, cell in cells.items()]
     inits = [preset.settings.lora.init.capitalize() for preset in PRESETS.values()]
     inits += [c.first.settings.lora.init.capitalize() if c.first.trained_here else UNKNOWN for c in configurations]
-    rows.append(("Initialisation", *inits))
+    rows.append(("Initialization", *inits))
     counts = [preset.trainable for preset in PRESETS.values()]
     counts += [f"{c.first.trainable:,}" for c in configurations]
-    return Table("Table 1: LoRA configurations", ("", *columns), (*rows, ("Trainable parameters", *counts)))
+    return Table("Table 1: LoRA configurations", ("", *adapters), (*rows, ("Trainable params", *counts)))
 
 
-def recipe_table(configurations: Sequence[Configuration]) -> Table:
-    """Table 2: how the runs were trained and decoded, read back from their folders, the paper's values first."""
+def hyperparameter_table(configurations: Sequence[Configuration]) -> Table:
+    """Build Table 2: settings of training and decoding as read from the run folders, the paper's first."""
     training: dict[str, Callable[[Settings], Any]] = {
         "Optimizer": lambda _: "AdamW",
         "Weight decay": lambda s: f"{s.train.weight_decay:g}",
@@ -59,20 +59,20 @@ def recipe_table(configurations: Sequence[Configuration]) -> Table:
         "Learning-rate schedule": lambda _: "Linear",
         "Label smoothing": lambda s: f"{s.train.label_smoothing:g}",
         "Learning rate": lambda s: f"{s.train.learning_rate:g}",
-        "GPT-2's own dropout": lambda s: "the checkpoint's" if s.model.dropout is None else f"{s.model.dropout:g}",
-        "References behind one MR": lambda s: s.train.refs_per_mr,
+        "GPT-2 dropout": lambda s: "the checkpoint's" if s.model.dropout is None else f"{s.model.dropout:g}",
+        "References per MR": lambda s: s.train.refs_per_mr,
     }
     decoding: dict[str, Callable[[Settings], Any]] = {
         "Beam size": lambda s: s.decode.num_beams,
         "Length penalty": lambda s: f"{s.decode.length_penalty:g}",
-        "No repeated n-gram": lambda s: s.decode.no_repeat_ngram_size,
-        "Scope of that ban": lambda s: s.decode.ngram_scope,
+        "No-repeat n-gram size": lambda s: s.decode.no_repeat_ngram_size,
+        "No-repeat n-gram scope": lambda s: s.decode.ngram_scope,
         "Early stopping": lambda s: s.decode.early_stopping,
-        "Longest sentence, tokens": lambda s: s.decode.max_new_tokens,
-        "Precision of decoding": lambda s: s.decode.precision,
+        "Max new tokens": lambda s: s.decode.max_new_tokens,
+        "Decoding precision": lambda s: s.decode.precision,
     }
-    unpublished = ["Training examples", "GPT-2's own dropout", "References behind one MR", "Scope of that ban"]
-    unpublished += ["Early stopping", "Longest sentence, tokens", "Precision of decoding"]
+    unpublished = ["Training examples", "GPT-2 dropout", "References per MR", "No-repeat n-gram scope"]
+    unpublished += ["Early stopping", "Max new tokens", "Decoding precision"]
     rows = []
     for name, cell in {**training, **decoding}.items():
         cells = [
@@ -86,40 +86,40 @@ def recipe_table(configurations: Sequence[Configuration]) -> Table:
 
 
 def score_table(configurations: Sequence[Configuration]) -> Table:
-    """Table 3: the five scores next to the paper's and others', with marks where a comparison would mislead."""
-    rows = [(p.name + ", paper", p.trainable, "-", *map(_four, p.scores), "-") for p in PAPER]
-    rows += [(p.name, p.trainable, "-", *map(_four, p.scores), "-") for p in REPRODUCTIONS]
-    marks = Marks()
+    """Build Table 3: the five scores below the published ones, with footnotes where they are not comparable."""
+    rows = [(p.name + ", paper", p.trainable, "-", *map(_four_decimals, p.scores), "-") for p in PAPER]
+    rows += [(p.name, p.trainable, "-", *map(_four_decimals, p.scores), "-") for p in REPRODUCTIONS]
+    footnotes = Footnotes()
     for c in configurations:
-        label = marks.put(c.label, c.first.caveats())
-        scores = [_with_spread(*pair) for pair in zip(c.mean(), c.spread() or [None] * len(METRICS), strict=True)]
-        rows.append((label, f"{c.first.trainable:,}", str(len(c.results)), *scores, _slot_errors(c.results)))
+        label = footnotes.mark(c.label, c.first.caveats())
+        scores = [_mean_and_std(*pair) for pair in zip(c.mean(), c.std() or [None] * len(METRICS), strict=True)]
+        rows.append((label, f"{c.first.trainable:,}", str(len(c.results)), *scores, _slot_error_cell(c.results)))
     notes = ["± is the standard deviation over the seeds"] if any(len(c.results) > 1 for c in configurations) else []
     head = ("Model", "Trainable params", "Seeds", *METRICS, "Slot errors")
-    others = len(PAPER) + len(REPRODUCTIONS)
-    return Table("Table 3: scores on the test set", head, tuple(rows), (*notes, *marks.notes()), others)
+    num_published = len(PAPER) + len(REPRODUCTIONS)
+    return Table("Table 3: scores on the test set", head, tuple(rows), (*notes, *footnotes.notes()), num_published)
 
 
 def improvement_table(configurations: Sequence[Configuration]) -> Table:
-    """Table 4: how much better each configuration is than the paper's rows and than its own model's baseline, in %."""
+    """Build Table 4: relative improvement in % over the paper and over other configurations of the base model."""
     rows = []
-    marks = Marks()
+    footnotes = Footnotes()
     for c in configurations:
-        label = marks.put(c.label, c.first.caveats())
-        others = [(f"{p.name}, paper", p.scores) for p in PAPER]
-        others += [(o.label, o.mean()) for o in configurations if o is not c and o.first.base == c.first.base]
-        for name, scores in others:
-            if not all(scores):  # a model that gets nothing right scores 0, which has no relative improvement
+        label = footnotes.mark(c.label, c.first.caveats())
+        comparisons = [(f"{p.name}, paper", p.scores) for p in PAPER]
+        comparisons += [(o.label, o.mean()) for o in configurations if o is not c and o.first.base == c.first.base]
+        for name, scores in comparisons:
+            if not all(scores):  # relative to a score of 0 there is no improvement
                 rows.append((label, name, *["-"] * (len(METRICS) + 1)))
                 continue
-            relative = [(mine / theirs - 1) * 100 for mine, theirs in zip(c.mean(), scores, strict=True)]
+            relative = [(ours / theirs - 1) * 100 for ours, theirs in zip(c.mean(), scores, strict=True)]
             rows.append((label, name, *(f"{value:+.2f}%" for value in (*relative, statistics.mean(relative)))))
-    head = ("Model", "over", *METRICS, "Average")
-    return Table("Table 4: relative improvement", head, tuple(rows), tuple(marks.notes()))
+    head = ("Model", "vs.", *METRICS, "Average")
+    return Table("Table 4: relative improvement", head, tuple(rows), tuple(footnotes.notes()))
 
 
 def cost_table(configurations: Sequence[Configuration]) -> Table:
-    """Time and memory of training and decoding, means over the seeds."""
+    """Build the table of training time, throughput, peak memory and decoding time, means over the seeds."""
     rows = []
     for c in configurations:
         if not c.first.trained_here:
@@ -140,13 +140,13 @@ def cost_table(configurations: Sequence[Configuration]) -> Table:
                 _mean([t["seconds"] / t["sentences"] for t in timings], "{:.3f}"),
             )
         )
-    head = ("Model", "Trained on", "Training, minutes", "Examples/s", "Peak GiB per process", "Seconds per MR")
-    notes = ("Training is the steps only, without loading, dev sets and checkpoints",)
+    head = ("Model", "Trained on", "Training, minutes", "Examples per second", "Peak GiB per rank", "Seconds per MR")
+    notes = ("Training time is that of the steps only, without loading, dev evaluations and checkpoints",)
     return Table("Time and memory", head, tuple(rows), notes)
 
 
 def run_table(results: Sequence[Result]) -> Table:
-    """Each run by itself, with 95 % intervals over the test instances."""
+    """Build the table of single runs with their 95 % intervals."""
     rows = []
     for r in results:
         intervals = r.scores.get("bootstrap", {})
@@ -154,29 +154,30 @@ def run_table(results: Sequence[Result]) -> Table:
             f"{value:.4f}" + (" [{:.4f}, {:.4f}]".format(*intervals[name]) if name in intervals else "")
             for name, value in zip(METRICS, r.values, strict=True)
         ]
-        rows.append((r.name, _seed(r), *cells, _slot_errors([r])))
-    notes = ["In brackets 95 % intervals of the bootstrap over test instances (Koehn 2004)"]
+        rows.append((r.name, _seed(r), *cells, _slot_error_cell([r])))
+    notes = ["In brackets: 95 % bootstrap intervals over the test instances (Koehn 2004)"]
     return Table("Each run", ("Run", "Seed", *METRICS, "Slot errors"), tuple(rows), tuple(notes))
 
 
 def decoding_table(results: Sequence[Result]) -> Table | None:
-    """Decoding settings on the same adapters; None where no adapter was decoded twice."""
+    """Build the table of decoding settings on the same adapters; None if no adapter was decoded twice."""
     by_settings: dict[str, dict[str, Result]] = {}
     for result in results:
         decode = result.settings.decode
         name = f"{decode.ngram_scope}, {decode.length_penalty:g}"
-        rest = {key: value for key, value in vars(decode).items() if key not in ("ngram_scope", "length_penalty")}
-        others = vars(results[0].settings.decode)
-        name += "".join(f", {key.replace('_', '-')} {value}" for key, value in rest.items() if value != others[key])
+        first_decode = vars(results[0].settings.decode)
+        changed = {key: value for key, value in vars(decode).items() if value != first_decode[key]}
+        shown = [key for key in changed if key not in ("ngram_scope", "length_penalty")]
+        name += "".join(f", {key.replace('_', '-')} {changed[key]}" for key in shown)
         by_settings.setdefault(name, {}).setdefault(result.decoding["adapter"], result)
-    common = set.intersection(*(set(found) for found in by_settings.values()))
+    common = set.intersection(*(set(by_adapter) for by_adapter in by_settings.values()))
     if len(by_settings) < 2 or not common:
         return None
     order = [adapter for adapter in next(iter(by_settings.values())) if adapter in common]
     first: list[tuple[float, ...]] | None = None
     rows = []
-    for name, found in by_settings.items():
-        values = [found[adapter].values for adapter in order]
+    for name, by_adapter in by_settings.items():
+        values = [by_adapter[adapter].values for adapter in order]
         means = [statistics.mean(column) for column in zip(*values, strict=True)]
         if first is None:
             first, cells = values, [f"{mean:.4f}" for mean in means]
@@ -184,40 +185,41 @@ def decoding_table(results: Sequence[Result]) -> Table | None:
             pairs = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(values, first, strict=True)]
             changes = [statistics.mean(column) for column in zip(*pairs, strict=True)]
             cells = [f"{mean:.4f} ({change:+.4f})" for mean, change in zip(means, changes, strict=True)]
-        rows.append((name, *cells, _slot_errors([found[adapter] for adapter in order])))
+        rows.append((name, *cells, _slot_error_cell([by_adapter[adapter] for adapter in order])))
     return Table(
         "Decoding settings on the same adapters",
-        ("Scope of the 4-gram ban, length penalty", *METRICS, "Slot errors"),
+        ("No-repeat n-gram scope, length penalty", *METRICS, "Slot errors"),
         tuple(rows),
-        (f"Means over {len(order)} adapters; in brackets the difference to the first line",),
+        (f"Means over {len(order)} adapters; in brackets: difference to the first row",),
     )
 
 
-class Marks:
-    """Letters for what must be known before a row is compared with others."""
+class Footnotes:
+    """Letters for the caveats of rows, explained below the table."""
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
 
-    def put(self, label: str, caveats: Iterable[str]) -> str:
-        """The label with the letters of its caveats."""
+    def mark(self, label: str, caveats: Iterable[str]) -> str:
+        """Return the label with the letters of its caveats."""
         letters = [self._letters.setdefault(caveat, chr(ord("a") + len(self._letters))) for caveat in caveats]
         return f"{label} [{','.join(letters)}]" if letters else label
 
     def notes(self) -> list[str]:
-        """What the letters stand for."""
-        return [f"[{letter}] not to be compared with the paper's: {text}" for text, letter in self._letters.items()]
+        """Return the explanation of each letter."""
+        return [f"[{letter}] not comparable with the paper's scores: {text}" for text, letter in self._letters.items()]
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown, with its title and notes."""
-    lines = [f"## {table.title}", "", _line(table.head), _line(["---"] * len(table.head)), *map(_line, table.rows)]
+    """Format a table as Markdown with its title and notes."""
+    rows = (table.head, ["---"] * len(table.head), *table.rows)
+    lines = [f"## {table.title}", "", *map(_markdown_row, rows)]
     if table.notes:
         lines += ["", *(f"- {note}" for note in table.notes)]
     return "\n".join(lines) + "\n"
 
 
-def _line(cells: Sequence[str]) -> str:
+def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -225,19 +227,19 @@ def _seed(result: Result) -> str:
     return str(result.settings.train.seed) if result.trained_here else UNKNOWN
 
 
-def _four(value: float) -> str:
+def _four_decimals(value: float) -> str:
     return f"{value:.4f}"
 
 
-def _with_spread(mean: float, spread: float | None) -> str:
-    return f"{mean:.4f}" if spread is None else f"{mean:.4f} ± {spread:.4f}"
+def _mean_and_std(mean: float, std: float | None) -> str:
+    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
 
 def _mean(values: Sequence[float], form: str) -> str:
     return form.format(statistics.mean(values)) if values else "-"
 
 
-def _slot_errors(results: Sequence[Result]) -> str:
+def _slot_error_cell(results: Sequence[Result]) -> str:
     rates = [result.slot_error_rate for result in results]
     known = [rate for rate in rates if rate is not None]
     return f"{statistics.mean(known):.2%}" if len(known) == len(rates) and known else "-"

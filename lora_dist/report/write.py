@@ -1,19 +1,19 @@
-"""The paper's tables with runs next to its rows, as Markdown and as one self-contained page."""
+"""Write the report: the paper's tables with runs next to its rows, as Markdown and as one HTML page."""
 
 from collections.abc import Sequence
 
 from lora_dist.files import write_text
-from lora_dist.report.page import how_made, page
+from lora_dist.report.page import provenance, render_page
 from lora_dist.report.plots import Plot, make_plots
-from lora_dist.report.results import Result, configurations, load_results, trained
+from lora_dist.report.results import Result, configurations, load_results, one_per_adapter
 from lora_dist.report.tables import (
     Table,
     adapter_table,
     cost_table,
     decoding_table,
+    hyperparameter_table,
     improvement_table,
     markdown,
-    recipe_table,
     run_table,
     score_table,
 )
@@ -24,22 +24,22 @@ TITLE = "LoRA on GPT-2: the E2E NLG Challenge"
 
 
 def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
-    """Write report.md, report.html and the plots for `runs` into `target`; return Table 3, and where the rest is.
+    """Write report.md, report.html and the plots for `runs` to `target`; return Table 3 and the paths.
 
     Runs that have not been scored since they were decoded are scored first.
 
     Raises:
-        UserError: if one is not the folder of a run, or has not been decoded, or `target` is a file.
+        UserError: if a folder is not a run, a run has not been decoded, or `target` is a file.
     """
     require_folder(target)
     results = load_results(runs)
-    groups = configurations(trained(results))
+    groups = configurations(one_per_adapter(results))
     scores, decodings = score_table(groups), decoding_table(results)
     tables = [
         scores,
         improvement_table(groups),
         adapter_table(groups),
-        recipe_table(groups),
+        hyperparameter_table(groups),
         cost_table(groups),
         *([decodings] if decodings is not None else []),
         run_table(results),
@@ -48,7 +48,7 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
     for plot in plots:
         write_text(target.plots / f"{plot.name}.svg", plot.svg)
     write_text(target.report_markdown, _markdown(tables, plots, results))
-    write_text(target.report_html, page(TITLE, tables, plots, results))
+    write_text(target.report_html, render_page(TITLE, tables, plots, results))
     return f"{markdown(scores)}\nreport in {target.report_markdown} and {target.report_html}"
 
 
@@ -57,6 +57,6 @@ def _markdown(tables: Sequence[Table], plots: Sequence[Plot], results: Sequence[
     parts += [f"## {plot.title}\n\n![{plot.title}](plots/{plot.name}.svg)\n" for plot in plots]
     parts.append("## How it was made\n")
     for result in results:
-        command, facts = how_made(result)
-        parts.append(f"- {result.name}: `{command}` ({facts})")
+        command, versions = provenance(result)
+        parts.append(f"- {result.name}: `{command}` ({versions})")
     return "\n".join(parts) + "\n"

@@ -1,1 +1,1 @@
-"""From a frozen GPT-2 and the corpus to an adapter."""
+"""Training: from a frozen GPT-2 and the corpus to an adapter."""

@@ -1,7 +1,7 @@
-"""Checkpoints: adapter, AdamW's moments and the step, whole and independent of the strategy that wrote them.
+"""Checkpoints: adapter, AdamW's moments and the step, unpartitioned and independent of the strategy.
 
-The order of the examples and the dropout are functions of (seed, step, rank), so the step is the only position there
-is, and no random state has to be kept. Nothing here needs unpickling; no frozen weight is written.
+The order of the examples and the dropout are functions of (seed, step, rank), so the step is the whole position of a
+training and no random state is saved. Loading needs no unpickling, and no frozen weight is written.
 """
 
 import shutil
@@ -29,14 +29,14 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A position in a training."""
+    """The state of a training after some steps."""
 
     steps: int
     """Optimizer steps made so far."""
     adapter: dict[str, Tensor]
-    """A and B by PEFT's name."""
+    """A (r, in) and B (out, r) by PEFT's names."""
     moments: dict[str, Tensor]
-    """AdamW's `NAME.exp_avg` and `NAME.exp_avg_sq`."""
+    """AdamW's `NAME.exp_avg` and `NAME.exp_avg_sq`, each in its parameter's shape."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Checkpoints:
 
     run: RunDir
     identity: dict[str, Any]
-    """What decides the result of the training; a checkpoint with another one is refused."""
+    """Everything that determines the result of the training; a checkpoint with another identity is refused."""
     lora: LoraSettings
     base: BaseIdentity
     keep: int
-    """Newest checkpoints to keep."""
+    """How many of the newest checkpoints to keep."""
 
     def save(self, steps: int, strategy: TrainingStrategy, world: World) -> None:
-        """Write the checkpoint after `steps` steps, then delete all but the newest. Collective: call on all ranks."""
+        """Write the checkpoint after `steps` steps, then delete the oldest. Collective: call on all ranks."""
         adapter, moments = strategy.adapter(), strategy.moments()
         if world.is_main and steps not in self.complete():
             with new_folder(self.run.checkpoint(steps), marker=COMPLETE) as folder:
@@ -63,7 +63,7 @@ class Checkpoints:
         barrier(world)
 
     def newest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, if there is one.
+        """Load the newest complete checkpoint; return None if there is none.
 
         Raises:
             UserError: if it belongs to another training, or is damaged.
@@ -86,14 +86,14 @@ class Checkpoints:
         return Checkpoint(state["steps"], load_adapter_state(folder), moments)
 
     def complete(self) -> list[int]:
-        """Steps after which a complete checkpoint was written, oldest first."""
+        """List the steps after which a complete checkpoint was written, oldest first."""
         markers = self.run.checkpoints.glob(f"step-*/{COMPLETE}")
         return sorted(int(marker.parent.name.removeprefix("step-")) for marker in markers)
 
     def _delete_old(self) -> None:
         for steps in self.complete()[: -self.keep]:
             folder = self.run.checkpoint(steps)
-            (folder / COMPLETE).unlink()  # first, so that a half-deleted checkpoint is never taken for a complete one
+            (folder / COMPLETE).unlink()  # first, so that a half-deleted checkpoint never counts as complete
             shutil.rmtree(folder)
 
 

@@ -1,7 +1,7 @@
-"""The training loss: label-smoothed cross-entropy on the reference tokens, with logits nowhere else.
+"""The training loss: label-smoothed cross-entropy on the reference tokens, computed together with its gradient.
 
-The vocabulary is the widest dimension of the model by far, so its gradient is computed along with the loss, in one
-buffer of (labels, vocabulary) that lives no longer than the forward pass; what is kept for backward is (labels, width).
+The vocabulary is by far the widest dimension of the model. So the forward pass computes loss and gradient in one buffer
+of (labels, vocabulary), only at positions with a label, and keeps just (labels, width) for backward.
 """
 
 from typing import Any
@@ -16,11 +16,11 @@ from lora_dist.model.kernels.common import PlainProjection, Projection
 from lora_dist.model.kernels.select import Kernels
 
 MAX_LOGITS = 2**26
-"""Logits held at a time (256 MiB in fp32): longer batches go in chunks."""
+"""Logits computed at a time (256 MiB in fp32); larger batches are computed in chunks."""
 
 
 class ReferenceLoss(nn.Module):
-    """GPT-2 with a head that returns the loss on the labelled positions."""
+    """GPT-2 with a head that returns the loss at the positions with a label."""
 
     def __init__(
         self,
@@ -31,14 +31,14 @@ class ReferenceLoss(nn.Module):
         gradient_checkpointing: bool = False,
         partitioned: bool = False,
     ) -> None:
-        """Take a GPT-2 with its adapter.
+        """Wrap a GPT-2 with its adapter.
 
         Args:
-            gpt2: serves only this loss afterwards: its frozen layers are laid out for it.
-            kernels: of the device where it will compute.
+            gpt2: the model, which afterwards can only be used for this loss, as its frozen layers are packed.
+            kernels: kernels of the device that it will compute on.
             label_smoothing: e of `_CrossEntropy`.
             gradient_checkpointing: see `gpt2.run_body`.
-            partitioned: whether ZeRO-3 will partition the weights, which then have to stay plain parameters.
+            partitioned: whether ZeRO-3 will partition the weights, which then stay plain parameters.
         """
         super().__init__()
         self.gradient_checkpointing = gradient_checkpointing
@@ -65,9 +65,9 @@ class ReferenceLoss(nn.Module):
         rows: int,
         length: int,
     ) -> Tensor:
-        """Sums over the labels, in nats: the smoothed cross-entropy that is trained, and the plain one: (2,) fp32.
+        """Compute the smoothed cross-entropy (the training loss) and the plain one, summed over labels: (2,) fp32.
 
-        The arguments are the fields of `collate.Batch`.
+        Both are in nats. The arguments are the fields of `collate.Batch`.
         """
         attention = self.body.h[0].attn
         dropout = attention.attn_dropout.p if self.training else 0.0
@@ -86,21 +86,21 @@ class ReferenceLoss(nn.Module):
 
 
 class LossHead(nn.Module):
-    """The frozen output projection and the cross-entropy in one.
+    """The frozen output projection and the cross-entropy in one module.
 
-    A module of its own, so that ZeRO-3 gathers the weight for its forward; backward does not need it again.
+    It is a separate module so that ZeRO-3 gathers the weight for its forward pass; backward does not need it.
     """
 
     mean_row: Tensor
 
     def __init__(self, weight: nn.Parameter, projection: Projection, label_smoothing: float, kernels: Kernels) -> None:
-        """Take the output projection.
+        """Set up the head.
 
         Args:
-            weight: (vocabulary, width); it may be tied to the embedding.
-            projection: products with it.
+            weight: the output projection, which may be tied to the embedding: (vocabulary, width).
+            projection: computes products with `weight`.
             label_smoothing: e of `_CrossEntropy`.
-            kernels: of the device.
+            kernels: kernels of the device.
         """
         super().__init__()
         self.weight = weight
@@ -109,9 +109,11 @@ class LossHead(nn.Module):
         self.register_buffer("mean_row", weight.detach().float().mean(0), persistent=False)
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Smoothed and plain cross-entropy, summed over labels (labels,): (2,) fp32.
+        """Compute the smoothed and the plain cross-entropy, summed over labels, in nats: (2,) fp32.
 
-        Hidden (outputs, width) may have more rows than there are labels; those come last and count for nothing.
+        Args:
+            hidden: last hidden states: (outputs, width). Rows beyond the number of labels are padding.
+            labels: target tokens: (labels,).
         """
         inputs = (hidden, self.weight, self._projection, self._kernels, self.mean_row, labels, self.label_smoothing)
         sums: Tensor = _CrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
@@ -119,10 +121,11 @@ class LossHead(nn.Module):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Szegedy et al. 2016, section 7: (1 - e) (-log p[label]) + e (mean over the vocabulary of -log p).
+    """Label-smoothed cross-entropy: (1 - e) (-log p[label]) + e (mean over the vocabulary of -log p).
 
-    With z = h W^T its gradient in z is softmax(z) - (1 - e) onehot(label) - e / V. The last term never becomes a
-    matrix: its product with W is e times the mean row of W, which gives the mean of z as well.
+    The formula is that of Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7. With z = h W^T, the
+    gradient in z is softmax(z) - (1 - e) onehot(label) - e / V. The last term is never a matrix: its product with W is
+    e times the mean row of W, and h times that row is the mean of z.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What a training reports while it runs: metrics.jsonl, the progress bar, and the optional tracker, from rank 0."""
+"""Progress of a training: metrics.jsonl, the progress bar and the optional tracker, all written by rank 0."""
 
 import json
 import math
@@ -19,27 +19,27 @@ from lora_dist.training.step import StepResult
 
 
 class MetricsLog:
-    """Collects sums over steps and turns them into means per token, over all ranks; a context manager."""
+    """A context manager that collects the results of steps and logs means per token over all ranks."""
 
     def __init__(self, run: RunDir, world: World, tracker_settings: dict[str, Any], done: int, total: int) -> None:
-        """Prepare the log after `done` of `total` steps.
+        """Set up the log after `done` of `total` steps.
 
         Args:
-            run: whose metrics.jsonl is written.
+            run: the run whose metrics.jsonl is written.
             world: the ranks.
-            tracker_settings: what the tracker shows as the run's settings.
-            done: steps of the checkpoint that the training resumes from.
+            tracker_settings: settings that the tracker shows for the run.
+            done: steps of the checkpoint that the training resumes from, 0 without one.
             total: steps of the whole training.
         """
         self._world, self._run = world, run
         self._tracker_settings, self._done, self._total = tracker_settings, done, total
         self.evaluated: set[int] = set()
-        """Steps after which the dev losses are in the log."""
+        """Steps after which the dev losses have been logged."""
         self._results: list[StepResult] = []
         self._interval_start = 0.0
 
     def __enter__(self) -> "MetricsLog":
-        """Drop lines of later steps, from before a kill, and show the progress bar. Collective: call on all ranks."""
+        """Drop the lines of steps after `done`, and show the progress bar. Collective: call on all ranks."""
         self.evaluated = on_main(self._world, self._drop_rows_after_done)
         plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self._tracker_settings.items()}
         self._world.accelerator.init_trackers("lora_dist", config=plain)  # TensorBoard takes no lists and no None
@@ -59,7 +59,7 @@ class MetricsLog:
         self._bar.close()
 
     def _drop_rows_after_done(self) -> set[int]:
-        """Rewrite metrics.jsonl; the steps whose dev losses stay in it."""
+        """Rewrite metrics.jsonl without later steps, and return the steps whose dev losses remain in it."""
         old = self._run.metrics.read_text(encoding="utf-8").splitlines() if self._run.metrics.exists() else []
         rows = [row for row in (json.loads(line) for line in old if line.endswith("}")) if row["step"] <= self._done]
         write_jsonl(self._run.metrics, rows)
@@ -71,12 +71,17 @@ class MetricsLog:
         return bool(self._results)
 
     def add(self, result: StepResult) -> None:
-        """Count one step."""
+        """Add the result of one step."""
         self._results.append(result)
         self._bar.update()
 
     def write(self, step: int, epoch: float, learning_rate: float) -> None:
         """Log the mean loss since the last line. Collective: call on all ranks.
+
+        Args:
+            step: steps made so far.
+            epoch: epochs made so far.
+            learning_rate: learning rate of the last step.
 
         Raises:
             FloatingPointError: on every rank, if the loss is not finite.
@@ -107,7 +112,7 @@ class MetricsLog:
         self._start_interval()
 
     def _over_ranks(self) -> tuple[float, int, list[float]]:
-        """Sum of the loss since the last line, checksum of its examples, and peak memory of each rank in GiB."""
+        """Return loss sum and examples' checksum since the last line, and each rank's peak memory in GiB."""
         here = self._world
         memory = torch.zeros(here.size, dtype=torch.float64)
         memory[here.rank] = peak_memory(here.device) / 2**30
@@ -118,7 +123,7 @@ class MetricsLog:
         return summed[0], int(summed[1]), [round(gib, 3) for gib in summed[2:]]
 
     def write_dev(self, step: int, epoch: float, dev_loss: float, dev_nll: float) -> None:
-        """Log the losses on the dev set, in nats per token: the training loss, and without label smoothing."""
+        """Log the dev losses in nats per label: `dev_loss` with label smoothing, `dev_nll` without."""
         if self._world.is_main:
             self._bar.write(
                 f"dev loss {dev_loss:.4f}, perplexity {math.exp(dev_nll):.3f} after {step} steps", sys.stderr
@@ -135,12 +140,12 @@ class MetricsLog:
         self._start_interval()
 
     def _start_interval(self) -> None:
-        """Start a new mean; time spent on dev sets and checkpoints does not count."""
+        """Start a new mean, whose time excludes the dev evaluation or checkpoint before it."""
         self._results = []
         self._interval_start = time.perf_counter()
 
     def _write_row(self, row: dict[str, Any]) -> None:
-        plain = {k: v for k, v in row.items() if k != "step" and not isinstance(v, list)}  # trackers plot numbers
+        plain = {k: v for k, v in row.items() if k != "step" and not isinstance(v, list)}  # trackers plot scalars
         self._world.accelerator.log(plain, step=row["step"])
         if self._world.is_main:
             with self._run.metrics.open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""`--train.profile`: where the time of a few steps goes, as a table by operation and as a trace."""
+"""`--train.profile`: the time of a few steps by operation, as a table and as a trace."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -12,21 +12,22 @@ from lora_dist.files import write_text
 from lora_dist.run_dir import RunDir
 
 SKIPPED = 9
-"""Steps before those that are profiled: the first ones prepare kernels and buffers."""
+"""Steps before the profiler starts: the first ones compile kernels and allocate buffers."""
 WARM_UP = 1
 """Steps in which the profiler runs without recording, as its own start is slow."""
 PROFILED = 5
+"""Steps that are recorded."""
 ROWS = 40
-"""Operations in the table, those with the most time of their own first."""
+"""Operations in the table, sorted by self time."""
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def profile_steps(run: RunDir, world: World, *, enabled: bool) -> Iterator[Callable[[], None]]:
-    """Profile `PROFILED` of the steps in the block on rank 0, if `enabled`, and write RUN/profile.
+    """Profile a few steps of the block on rank 0 if `enabled`, and write RUN/profile.
 
-    The block gets a function to call at the end of each step.
+    Yields a function that the block has to call at the end of each step.
     """
     if not (enabled and world.is_main):
         yield lambda: None

@@ -1,7 +1,7 @@
-"""One optimizer step of a training: its examples, their loss and gradient, AdamW; and the losses on the dev set.
+"""One optimizer step of a training (its examples, their loss and gradient, AdamW), and the losses on the dev set.
 
-The loss of a step is the sum over all reference tokens of its global batch divided by their number. Both are
-independent of how many ranks and accumulation steps share the batch, so these change the speed and not the result.
+The loss of a step is the sum over all reference tokens of its global batch, divided by their number. Neither depends on
+how the batch is sharded over ranks and accumulation steps, so these change the speed but not the result.
 """
 
 from collections.abc import Callable
@@ -36,9 +36,9 @@ class StepResult:
     """What one optimizer step computed."""
 
     sums: Tensor
-    """This rank's sums of the smoothed and of the plain cross-entropy, in nats: (2,)."""
+    """Sums of the smoothed and the plain cross-entropy over this rank's labels, in nats: (2,)."""
     samples: int
-    """See `sampler.checksum`: of the examples that this rank computed."""
+    """Checksum of this rank's examples, see `sampler.checksum`."""
     labels: int
     """Labels of the global batch."""
     tokens: int
@@ -48,12 +48,12 @@ class StepResult:
 
 
 class OptimizerStep:
-    """The optimizer steps of a training, to be called by number."""
+    """Makes the optimizer steps of a training; call it with the number of the step."""
 
     def __init__(
         self, strategy: TrainingStrategy, examples: TokenizedExamples, cfg: TrainSettings, pad_id: int, world: World
     ) -> None:
-        """Take what stays the same from step to step.
+        """Store what all steps have in common.
 
         Args:
             strategy: the wrapped module and AdamW.
@@ -73,10 +73,10 @@ class OptimizerStep:
         epoch, position = divmod(number, cfg.steps_per_epoch(len(examples)))
         ids = global_batch(self._order_of(epoch), position, cfg.global_batch_size)
         share_mrs = cfg.refs_per_mr > 1
-        divide, by = (grouped_micro_batches, examples.mrs) if share_mrs else (micro_batches, examples.work)
-        parts = divide(ids, by, world.rank, world.size, cfg.accumulation_steps)
+        shard, by = (grouped_micro_batches, examples.mrs) if share_mrs else (micro_batches, examples.work)
+        parts = shard(ids, by, world.rank, world.size, cfg.accumulation_steps)
         labels = int(examples.label_counts[ids].sum())
-        # Dropout is seeded for each step, so that a resumed run needs no saved random state.
+        # Dropout is seeded in each step, so that a resumed run needs no saved random state.
         seeds = np.random.SeedSequence([cfg.seed, number, world.rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         sums = torch.zeros(2, device=world.device)
@@ -102,14 +102,14 @@ def dev_losses(
     world: World,
     before_batch: Callable[[], None],
 ) -> tuple[float, float]:
-    """Mean loss and mean plain cross-entropy over all labels, in nats per token. Collective: call on all ranks.
+    """Compute the mean loss and plain cross-entropy of the dev set, in nats per label. Collective: call on all ranks.
 
     Args:
         strategy: the wrapped module.
         examples: the dev set.
         pad_id: token id of the padding.
         world: the ranks.
-        before_batch: is called before each batch; it may raise to end the evaluation.
+        before_batch: called before each batch; it may raise to end the evaluation.
     """
     batches = dev_batches(examples.lengths, DEV_BATCH_SIZE, world.size)[world.rank :: world.size]
     multiple = kernels_for(world.device).SHAPE_STEP

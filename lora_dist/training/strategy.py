@@ -1,7 +1,7 @@
-"""The trained module and its AdamW as DDP or DeepSpeed ZeRO wraps them, behind one set of verbs.
+"""The trained module and its AdamW, wrapped by DDP or DeepSpeed ZeRO behind one interface.
 
-What is particular to a strategy (when gradients are reduced, which rank holds which partition of the state) stays in
-here; processes and their groups are the business of `distributed/`.
+Only this module depends on the strategy (when gradients are reduced, which rank holds which partition of the state).
+Processes and their groups are in `distributed/`.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from lora_dist.distributed.compat import load_weights_whole
 from lora_dist.distributed.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""torch's names of AdamW's running means of the gradient and of its square."""
+"""Torch's names for AdamW's two moments, the running means of the gradient and of its square."""
 
 
 class TrainingStrategy:
-    """The trained module and its AdamW, as the strategy wraps them; to the caller DDP and ZeRO are the same.
+    """The trained module and its AdamW, with the same interface under DDP and ZeRO.
 
-    Both average gradients over ranks and hold fp32 parameters and moments; ZeRO partitions them.
+    Both average gradients over ranks and hold fp32 parameters and moments, which ZeRO partitions.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class TrainingStrategy:
         micro_batch_size: int,
         max_grad_norm: float | None,
     ) -> None:
-        """Wrap `module`; all ranks take rank 0's parameters.
+        """Wrap `module`; all ranks get rank 0's parameters.
 
         Args:
             world: the ranks.
             module: maps the fields of a batch to sums (n,), of which the first is the loss.
-            parameters: the trained ones, by the names that checkpoints use.
-            weight_decay: of AdamW.
-            micro_batch_size: examples per forward pass of a rank.
+            parameters: the trainable parameters, by the names that checkpoints use.
+            weight_decay: weight decay of AdamW.
+            micro_batch_size: examples per forward pass and rank.
             max_grad_norm: L2 norm that the gradient is clipped to; None does not clip.
         """
         self._accelerator = world.accelerator
@@ -50,27 +50,27 @@ class TrainingStrategy:
         self._zero = world.zero_stage > 0
         if self._zero:
             config = world.accelerator.state.deepspeed_plugin.deepspeed_config
-            # One bucket of the adapter's size: DeepSpeed fills a fresh one of 500 million values per step otherwise.
+            # One bucket of the adapter's size: by default DeepSpeed allocates one of 500 million elements per step.
             size = sum(parameter.numel() for parameter in parameters.values())
             config["zero_optimization"].update(reduce_bucket_size=size, allgather_bucket_size=size)
             config.update(
                 train_micro_batch_size_per_gpu=micro_batch_size,
-                gradient_accumulation_steps=1,  # we scale the loss and mark the last micro-batch ourselves
+                gradient_accumulation_steps=1,  # `backward` scales the loss and marks the last micro-batch itself
                 gradient_clipping=max_grad_norm or 0.0,
-                zero_force_ds_cpu_optimizer=False,  # torch's AdamW under offload too: no compiler needed
+                zero_force_ds_cpu_optimizer=False,  # torch's AdamW under offload too, which needs no compiler
                 zero_allow_untested_optimizer=True,
             )
         optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=weight_decay, fused=True)
         self._module, self._optimizer = world.accelerator.prepare(module, optimizer)
-        load_weights_whole()  # preparing has changed transformers' setting
+        load_weights_whole()  # `prepare` has turned partitioning on again
 
     def backward(self, batch: Batch, *, scale: float, last: bool) -> Tensor:
-        """One forward and backward pass.
+        """Run one forward and backward pass.
 
         Args:
-            batch: on the device.
+            batch: a batch on the device.
             scale: factor of the loss before its gradient is averaged over ranks.
-            last: whether `step` follows; gradients are reduced over the ranks only then.
+            last: whether `step` follows; gradients are reduced over ranks only then.
 
         Returns:
             The module's sums, unscaled and detached: (n,).
@@ -87,7 +87,7 @@ class TrainingStrategy:
         return sums.detach()
 
     def step(self, learning_rate: float) -> None:
-        """One AdamW step with the gradients since the last one."""
+        """Make one AdamW step with the gradients accumulated since the last one."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         if self._zero:
@@ -100,17 +100,17 @@ class TrainingStrategy:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
-        """The module's sums (n,) without dropout or gradients."""
+        """Compute the module's sums (n,) without dropout or gradients."""
         self._module.eval()
         sums: Tensor = self._module(**batch.named())
         return sums
 
     def adapter(self) -> dict[str, Tensor]:
-        """The trained parameters, whole, fp32, on the CPU of every rank. Collective: call on all ranks."""
+        """Return the trainable parameters, unpartitioned, fp32 on the CPU. Collective: call on all ranks."""
         return {name: self._whole(parameter).cpu() for name, parameter in self._parameters.items()}
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's `NAME.exp_avg` and `NAME.exp_avg_sq`, whole, on the CPU. Collective: call on all ranks."""
+        """Return `NAME.exp_avg` and `NAME.exp_avg_sq`, unpartitioned, on the CPU. Collective: call on all ranks."""
         return {
             f"{name}.{key}": self._whole(parameter, key).cpu()
             for name, parameter in self._parameters.items()
@@ -118,15 +118,15 @@ class TrainingStrategy:
         }
 
     def load_moments(self, moments: Mapping[str, Tensor], steps: int, idle: Batch) -> None:
-        """Take over what `moments` returned after `steps` steps, under this or another strategy.
+        """Load what `moments` returned after `steps` steps, under this or another strategy.
 
-        The parameters must have been those of that time already when the module was wrapped.
+        The module must have been wrapped with the parameters of that step.
 
         Args:
-            moments: by name.
-            steps: AdamW's step count.
-            idle: a batch without labels: DeepSpeed has no moments to write to before a first step, which is made with
-                it and changes nothing.
+            moments: AdamW's moments by name.
+            steps: optimizer steps made so far.
+            idle: a batch without labels. DeepSpeed allocates its moments in a first step, which is made with this batch
+                and changes nothing.
         """
         if self._zero:
             self.backward(idle, scale=0.0, last=True)
@@ -143,11 +143,11 @@ class TrainingStrategy:
             number: {"step": torch.tensor(float(steps)), **{key: moments[f"{name}.{key}"] for key in MOMENTS}}
             for number, name in enumerate(self._parameters)
         }
-        # Torch knows which of these belong on the parameter's device: the fused kernel wants the step there too.
+        # Torch moves each tensor to the right device: the fused kernel needs the step count on the parameter's too.
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
 
     def _whole(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
-        """A parameter, or one of its moments, gathered from the ranks' partitions."""
+        """Gather a parameter, or one of its moments, from the ranks' partitions."""
         if not self._zero:
             return (parameter if key is None else self._optimizer.state[parameter][key]).detach().clone()
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state

@@ -1,4 +1,4 @@
-"""The training loop: from the corpus and a frozen GPT-2 to `RUN/adapter`, with checkpoints on the way."""
+"""The training loop: from the corpus and a frozen GPT-2 to `RUN/adapter`, with checkpoints."""
 
 import logging
 import os
@@ -36,23 +36,23 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One training, from its newest complete checkpoint or from the start."""
+    """One training, which starts from its newest complete checkpoint if there is one."""
 
     def __init__(self, settings: Settings, run: RunDir, world: World, *, overwrite: bool = False) -> None:
         """Load what the training needs, write config.json and wrap the model. Collective: call on all ranks.
 
         Args:
-            settings: of the run.
-            run: where it is written.
+            settings: settings of the run.
+            run: the run directory.
             world: the ranks.
-            overwrite: delete the run that is there.
+            overwrite: whether to delete the run that is in the directory.
 
         Raises:
             UserError: on every rank, for settings, data or a model that cannot be trained.
         """
         self.settings, self.run_dir, self.world = settings, run, world
         cfg = settings.train
-        cfg.micro_batch_size(world.size)  # refuses before anything is loaded
+        cfg.micro_batch_size(world.size)  # raises before anything is loaded
         kernels_for(world.device).set_up_process()
         seed_everything(cfg.seed, cfg.deterministic)
         gpt2, tokenizer = first_on_node(world, lambda: load_model(settings, world.precision))
@@ -74,11 +74,11 @@ class Trainer:
         self.log = MetricsLog(run, world, identity, self.done, self.total_steps)
 
     def run(self) -> None:
-        """Make the steps that are left and write the adapter. Collective: call on all ranks.
+        """Make the remaining steps and write the adapter. Collective: call on all ranks.
 
         Raises:
             FloatingPointError: on every rank, when the loss is no longer finite.
-            Interrupted: on every rank, after a checkpoint, when one of them received a signal to end.
+            Interrupted: on every rank, after a checkpoint, when one of them received a signal.
         """
         cfg, watchdog = self.settings.train, self.world.watchdog
         with (
@@ -86,7 +86,7 @@ class Trainer:
             profile_steps(self.run_dir, self.world, enabled=cfg.profile) as end_of_step,
             self.log,
         ):
-            self.evaluate(self.done, request)  # what an end in the middle of it left to do
+            self.evaluate(self.done, request)  # in case a signal interrupted this evaluation
             for number in range(self.done, self.total_steps):
                 steps = number + 1
                 watchdog.progress(f"step {steps} of {self.total_steps}")
@@ -105,7 +105,7 @@ class Trainer:
         """Log the dev losses if an epoch or the training ends after `steps` steps. Collective: call on all ranks.
 
         Raises:
-            Interrupted: on every rank, after a checkpoint, when one of them received a signal to end.
+            Interrupted: on every rank, after a checkpoint, when one of them received a signal.
         """
         ends = steps and (steps % self.steps_per_epoch == 0 or steps == self.total_steps)
         if ends and steps not in self.log.evaluated:
@@ -137,7 +137,7 @@ class Trainer:
         barrier(self.world)
 
     def _wrap(self, gpt2: GPT2LMHeadModel, saved: Checkpoint | None) -> TrainingStrategy:
-        """Loss and AdamW, wrapped for the strategy, at the start of the training or at a checkpoint."""
+        """Wrap loss and AdamW for the strategy, in their initial state or that of the checkpoint `saved`."""
         cfg, world = self.settings.train, self.world
         if saved is not None:
             lora.load(gpt2, saved.adapter)
@@ -162,7 +162,7 @@ class Trainer:
         return strategy
 
     def _identity(self) -> dict[str, Any]:
-        """What decides the adapter; a resumed run must agree in it."""
+        """Return everything that determines the adapter; it must be the same when a run resumes."""
         options = as_options(self.settings, "model", "lora", "train")
         return {
             "base model": self.base.fingerprint,
@@ -171,7 +171,7 @@ class Trainer:
         }
 
     def _must_agree(self) -> dict[str, Any]:
-        """What all machines must have in common: each has a command line and files of its own."""
+        """Return what must be the same on all machines, as each has its own command line and files."""
         fingerprints = {f"the {split} split's fingerprint": text for split, text in self.data.fingerprints.items()}
         found = {"the base model's fingerprint": self.base.fingerprint, "the precision": self.world.precision}
         return {**as_options(self.settings, "model", "lora", "data", "train"), **found, **fingerprints, **versions()}
@@ -190,9 +190,9 @@ class Trainer:
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seed Python, NumPy and torch; with `deterministic` let CUDA use kernels that repeat to the bit.
+    """Seed Python, NumPy and torch; with `deterministic`, use CUDA kernels that give the same bits in every run.
 
-    An operation that has none warns, rather than end a run that was fine until then.
+    An operation without such a kernel warns instead of raising, so that it cannot end a run that worked until then.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -200,15 +200,15 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS splits sums differently without it
-        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward sums in any order
+        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward sums in arbitrary order
         torch.backends.cuda.enable_cudnn_sdp(False)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    # Torch would fill each fresh tensor with NaN then, one more pass over it; nothing here reads uninitialised memory.
+    # Else torch fills each new tensor with NaN, one more pass over it; nothing here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def load_model(settings: Settings, precision: Precision) -> tuple[GPT2LMHeadModel, Any]:
-    """The frozen GPT-2 with its untrained adapter, and the tokenizer."""
+    """Load the frozen GPT-2 with an untrained adapter, and the tokenizer."""
     tokenizer = load_tokenizer(settings.model)
     gpt2 = load_base(settings.model, tokenizer, DTYPES[precision])
     lora.inject(gpt2, settings.lora, settings.train.seed)

@@ -1,1 +1,1 @@
-"""Commands that start others: demo, doctor, verify, reproduce."""
+"""Commands that launch processes of the package: demo, doctor, verify, reproduce."""

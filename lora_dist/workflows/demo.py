@@ -1,4 +1,4 @@
-"""The whole job offline: a synthetic corpus, a tiny GPT-2 pre-trained on its text, then an ordinary run."""
+"""The whole pipeline offline: a synthetic corpus, a tiny GPT-2 pre-trained on its text, then an ordinary run."""
 
 import subprocess
 from pathlib import Path
@@ -13,14 +13,14 @@ from lora_dist.run_dir import RunDir
 RUN_SETTINGS = {
     "--train.epochs": "2",
     "--train.global-batch-size": "16",
-    "--train.learning-rate": "5e-3",  # suits so small a model
+    "--train.learning-rate": "5e-3",  # suits a model this small
     "--train.warmup-steps": "50",
     "--model.dropout": "0.0",
 }
 
 
 def run_demo(folder: Path, seed: int) -> int:
-    """Make corpus and base model in `folder`, then train, decode, score and report in two processes.
+    """Write corpus and base model to `folder`, then train, decode, score and report in one launch.
 
     Returns:
         The exit code of the run.

@@ -1,4 +1,4 @@
-"""What this machine offers, and whether two processes on it find each other."""
+"""Check what this machine has, and whether two processes on it find each other."""
 
 import os
 import subprocess
@@ -16,11 +16,11 @@ from lora_dist.errors import UserError
 from lora_dist.metrics.java import find_java
 
 ALL_REDUCE_TIMEOUT = 120
-"""Seconds two processes may take to start and all-reduce a number."""
+"""Seconds that two processes may take to start and all-reduce a value."""
 
 
 def examine() -> int:
-    """Print one line per finding; return 0 if a run would work here, 1 if something it needs is missing."""
+    """Print one line per check; return 0 if a run would work here, 1 if something that it needs is missing."""
     findings = [("versions", ", ".join(f"{name} {version}" for name, version in versions().items()), True)]
     findings.append(("devices", _devices(), True))
     findings.append(("java", *_java()))
@@ -54,7 +54,7 @@ def _deepspeed() -> tuple[str, bool]:
 
 
 def _all_reduce() -> tuple[str, bool]:
-    """Whether 1 + 2 is 3 when each process holds one of the numbers."""
+    """Check that two processes all-reduce 1 and 2 to 3."""
     command = [*launch_command(2), "-m", "lora_dist.workflows.doctor"]
     environment = {**os.environ, **devices_for(2)}
     try:

@@ -1,4 +1,4 @@
-"""How long runs will take, from a few steps and sentences of each kind of run."""
+"""Estimate how long runs will take, from a few steps and sentences of each kind of run."""
 
 import logging
 import tempfile
@@ -17,51 +17,54 @@ log = logging.getLogger(__name__)
 
 LOG_STEPS = 10
 STEPS = 3 * LOG_STEPS
-"""Steps to make, of which the first LOG_STEPS are a warm-up."""
+"""Steps to make; the first LOG_STEPS are a warm-up."""
 SENTENCES = 8
 """Meaning representations to decode."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of a kind of run."""
+    """The measured speed of a kind of run."""
 
     examples_per_second: float
-    """Of training."""
+    """Training examples per second."""
     seconds_per_sentence: float
-    """Of decoding."""
+    """Decoding time per meaning representation."""
     overhead: float
     """Seconds to start, load and score."""
     examples: dict[str, int]
-    """Of the whole corpus: examples of train and dev, and meaning representations of test."""
+    """Sizes of the whole corpus: examples of train and dev, meaning representations of test."""
 
     def seconds(self, settings: Settings, trains: bool) -> float:
-        """Expected duration of a run with `settings`, or if it does not train, of its decoding."""
+        """Estimate the duration of a run with `settings`, or of its decoding only if it does not train."""
         sentences = min(settings.decode.limit or self.examples["test"], self.examples["test"])
         total = self.overhead + sentences * self.seconds_per_sentence
         if trains:
             steps = settings.train.total_steps(self.examples["train"])
             epochs = -(-steps // settings.train.steps_per_epoch(self.examples["train"]))
-            # A dev example has a forward pass only, which is about a third of the work.
+            # A dev example takes only a forward pass, about a third of the work.
             examples = steps * settings.train.global_batch_size + epochs * self.examples["dev"] / 3
             total += examples / self.examples_per_second
         return total
 
 
 def kind_of(settings: Settings) -> str:
-    """Runs of one kind take equally long: those that differ in the seed or in how they decode."""
+    """Name the kind of a run: runs of one kind differ in seed or decoding settings only, and take equally long."""
     return f"{settings.model.name} {nearest_preset(settings)}"
 
 
 def measure_speed(
     data: DataSettings, runs: Sequence[Settings], launch: Callable[[Sequence[str]], int]
 ) -> dict[str, Speed]:
-    """The speed of each kind among `runs` that works.
+    """Measure the speed of each kind of run, leaving out kinds that fail.
 
     Args:
-        data: the corpus of all of them.
-        runs: what will be trained.
-        launch: runs a command of ours and returns its exit code.
+        data: the corpus of all runs.
+        runs: settings of the runs.
+        launch: runs a lora-dist command, given its arguments, and returns its exit code.
+
+    Returns:
+        The speeds by `kind_of`.
     """
     kinds = {kind_of(settings): settings for settings in runs}
     if not kinds:
@@ -73,7 +76,7 @@ def measure_speed(
         for number, (name, settings) in enumerate(kinds.items()):
             log.info("measuring %s: %d steps, %d sentences", name, STEPS, SENTENCES)
             run = RunDir(corpus / str(number))
-            # Enough epochs for all the steps on a corpus of a few examples, too.
+            # Enough epochs for all steps even if the corpus has only a few examples.
             cfg = replace(settings.train, epochs=STEPS, max_steps=STEPS, log_steps=LOG_STEPS)
             few = replace(
                 settings,
@@ -89,7 +92,7 @@ def measure_speed(
 
 
 def _write_sample(data: DataSettings, folder: Path) -> dict[str, int]:
-    """Write a corpus that is decoded in seconds; return how many examples, and test MRs, the whole one has."""
+    """Write a corpus that is decoded in seconds; return the sizes of the whole corpus, see `Speed.examples`."""
     splits = {split: load_split(data, split) for split in SPLITS}
     groups = group_by_mr(splits["test"])
     mrs = {group.mr for group in groups[:SENTENCES]}
@@ -109,7 +112,7 @@ def _speed(run: RunDir, settings: Settings, seconds: float, sizes: dict[str, int
 
 
 def duration(seconds: float) -> str:
-    """`3 h 20 min`, `4 min` or `30 s`."""
+    """Format a duration as `3 h 20 min`, `4 min` or `30 s`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

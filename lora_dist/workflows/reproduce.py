@@ -1,4 +1,4 @@
-"""Base models x presets x seeds: each an ordinary run in its own launch, then one report over all of them."""
+"""Reproduce the paper: one run per base model, preset and seed, each in its own launch, then one report of all runs."""
 
 import ctypes
 import fcntl
@@ -41,27 +41,27 @@ log = logging.getLogger(__name__)
 
 SCOPES: tuple[NgramScope, ...] = ("generated", "all")
 LENGTH_PENALTIES = (0.8, 0.9)
-"""The LoRA authors' decoder and transformers' differ in the ban; their README and their paper in the penalty."""
+"""The LoRA authors' decoder and transformers' differ in the scope of n-grams; their README and paper in the penalty."""
 PR_SET_PDEATHSIG = 1
-"""Of Linux' prctl: the signal that a process gets when its parent dies."""
+"""Option of Linux' prctl that sets the signal which a process gets when its parent dies."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A run to make, or one to decode with other settings."""
+    """A run to make, or to decode again with other settings."""
 
     run: RunDir
     settings: Settings
     source: RunDir | None = None
-    """The run with the adapter; None trains it."""
+    """The run whose adapter is decoded; None trains an adapter."""
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the run's folder."""
         return self.run.root.name
 
     def arguments(self) -> list[str]:
-        """The arguments after `-m lora_dist`."""
+        """Return the arguments after `-m lora_dist`."""
         options = changed_options(self.settings)
         if self.source is None:
             preset = nearest_preset(self.settings)
@@ -70,20 +70,20 @@ class Launch:
         return ["decode", str(self.source.root), *to_arguments(decoding), "--out", str(self.run.root)]
 
     def is_complete(self) -> bool:
-        """Whether it has the sentences of its adapter and these settings; a training also its scores."""
+        """Return whether the run has the sentences of its adapter and settings, and, if it trains, its scores."""
         adapter = (self.source or self.run).adapter / ADAPTER_WEIGHTS
         if not all(p.is_file() for p in (adapter, self.run.config, self.run.decode_signature, self.run.outputs)):
             return False
         signature = read_json(self.run.decode_signature, "no signature")
-        of_this = signature["adapter"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
+        same_adapter = signature["adapter"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
         scored = self.run.scores.is_file() or self.source is not None
-        return scored and of_this and signature["decode"] == to_json(self.settings.decode)
+        return scored and same_adapter and signature["decode"] == to_json(self.settings.decode)
 
     def check(self) -> None:
-        """Refuse a folder whose adapter was trained, or is being trained, with other settings.
+        """Refuse a folder with a run of other settings.
 
         Raises:
-            UserError: with the first difference.
+            UserError: with the first setting that differs.
         """
         if self.run.config.is_file():
             found = read_settings(self.run)
@@ -97,11 +97,14 @@ class Launch:
 
 
 def reproduce(command: ReproduceCommand) -> int:
-    """Make what is missing, then the report; 0 if all runs are in it, 1 if some failed.
+    """Make the runs that are not complete, then the report.
+
+    Returns:
+        0 if all runs are in the report, 1 if some failed.
 
     Raises:
-        UserError: for settings that cannot work, or differ from those of existing runs.
-        Interrupted: when a signal ended it; the same command resumes.
+        UserError: for settings that cannot work, or that differ from those of existing runs.
+        Interrupted: after a signal; the same command resumes.
     """
     if launched_processes() > 1:
         raise UserError("reproduce launches each run itself: start it without a launcher, and give --processes")
@@ -111,22 +114,22 @@ def reproduce(command: ReproduceCommand) -> int:
     processes = command.processes or default_processes()
     runs = _runs(command)
     launches = [*runs, *(decoding for run in runs for decoding in _decodings(run, command))]
-    find_java()  # not after hours of training
+    find_java()  # fail before the training
     for each in launches:
         each.check()
-    with _alone(command.out) as lock, graceful_shutdown() as request:
+    with _exclusive_lock(command.out) as lock, graceful_shutdown() as request:
 
         def launch(arguments: Sequence[str], *, quiet: bool = False) -> int:
             return _launch(arguments, processes, STRATEGIES[command.strategy], lock, request, quiet=quiet)
 
         todo = [each for each in launches if not each.is_complete()]
-        log.info(_intention(command, len(runs), len(launches), len(todo), processes))
+        log.info(_summary(command, len(runs), len(launches), len(todo), processes))
         settings = [each.settings for each in todo]
         speeds = measure_speed(command.data, settings, lambda arguments: launch(arguments, quiet=True))
         for number, each in enumerate(todo):
             log.info("%s: %d of %d%s", each.name, number + 1, len(todo), _time_left(todo[number:], speeds))
             if each.source is not None and not each.source.adapter.is_dir():
-                log.warning("%s has to wait for %s", each.name, each.source.root.name)
+                log.warning("%s is skipped: %s has no adapter yet", each.name, each.source.root.name)
             elif launch(each.arguments()) != 0:
                 log.warning("%s failed; the others continue", each.name)
     complete = [each for each in launches if each.is_complete()]
@@ -137,8 +140,8 @@ def reproduce(command: ReproduceCommand) -> int:
     return 1 if failed else 0
 
 
-def _intention(command: ReproduceCommand, runs: int, launches: int, todo: int, processes: int) -> str:
-    """What will be done, in a line."""
+def _summary(command: ReproduceCommand, runs: int, launches: int, todo: int, processes: int) -> str:
+    """Describe in one line what will be done."""
     factors = [", ".join(map(str, values)) for values in (map(_short, command.models), command.presets, command.seeds)]
     decodings = f" and {launches - runs} more decodings" if launches > runs else ""
     where = f"{processes} {'process' if processes == 1 else 'processes'} under {command.out}"
@@ -146,7 +149,7 @@ def _intention(command: ReproduceCommand, runs: int, launches: int, todo: int, p
 
 
 def _runs(command: ReproduceCommand) -> list[Launch]:
-    """One per model, preset and seed."""
+    """List the runs: one per model, preset and seed."""
     launches = []
     for model, preset, seed in product(command.models, command.presets, command.seeds):
         settings = replace(
@@ -163,7 +166,7 @@ def _runs(command: ReproduceCommand) -> list[Launch]:
 
 
 def _decodings(run: Launch, command: ReproduceCommand) -> list[Launch]:
-    """The other ways to decode a run's adapter."""
+    """List the additional decodings of a run's adapter."""
     if not command.compare_decoding:
         return []
     found = []
@@ -180,7 +183,7 @@ def _short(model: str) -> str:
 
 
 def _time_left(todo: Sequence[Launch], speeds: dict[str, Speed]) -> str:
-    """How long `todo` will take, and until when, as far as it was measured."""
+    """Describe how long those of `todo` with a known speed will take, and until when."""
     known = [(speeds[kind_of(each.settings)], each) for each in todo if kind_of(each.settings) in speeds]
     seconds = [speed.seconds(each.settings, each.source is None) for speed, each in known]
     if not seconds:
@@ -190,15 +193,18 @@ def _time_left(todo: Sequence[Launch], speeds: dict[str, Speed]) -> str:
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[int]:
-    """The file descriptor of a lock on `root`, which launched processes hold too, so that no two write to one run."""
+def _exclusive_lock(root: Path) -> Iterator[int]:
+    """Lock `root` and yield the lock's file descriptor.
+
+    Launched processes inherit the descriptor and hold the lock too, so that no two of them write to one run.
+    """
     root.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(root / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("waiting for what another reproduce has started under %s", root)
+            log.info("waiting for processes of another reproduce under %s", root)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
@@ -208,29 +214,29 @@ def _alone(root: Path) -> Iterator[int]:
 def _launch(
     arguments: Sequence[str], processes: int, strategy: Strategy, lock: int, request: StopRequest, *, quiet: bool
 ) -> int:
-    """Run one command of ours in `processes`, pass on a signal to end, and return its exit code.
+    """Run a lora-dist command in `processes` processes, forward a signal to it, and return its exit code.
 
     Raises:
-        Interrupted: once it has ended because of a signal.
+        Interrupted: once the command has ended after a signal.
     """
-    # accelerate's launcher of one process would die of a signal and leave the process behind.
+    # For one process, accelerate's launcher would die from a signal and leave the process behind.
     launcher = [sys.executable] if processes == 1 and not strategy.zero_stage else launch_command(processes, strategy)
     process = subprocess.Popen(
         [*launcher, "-m", "lora_dist", *arguments],
         stdout=subprocess.DEVNULL if quiet else None,
         stderr=subprocess.DEVNULL if quiet else None,
         pass_fds=(lock,),
-        start_new_session=True,  # Ctrl-C reaches only this process, which passes it on
+        start_new_session=True,  # Ctrl-C reaches only this process, which forwards it
         preexec_fn=_end_with_parent,
     )
-    asked = False
+    forwarded = False
     while True:
         try:
             code = process.wait(timeout=0.2)
             break
         except subprocess.TimeoutExpired:
-            if request.signal is not None and not asked:
-                asked = True
+            if request.signal is not None and not forwarded:
+                forwarded = True
                 process.send_signal(signal.SIGTERM)
     if request.signal is not None:
         raise Interrupted(f"{request.signal} ended reproduce: the same command resumes it")
@@ -238,5 +244,5 @@ def _launch(
 
 
 def _end_with_parent() -> None:
-    """Have this process end, with its work saved, should its parent be killed."""
+    """Make this process save its work and end if its parent is killed."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

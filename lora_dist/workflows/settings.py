@@ -1,4 +1,4 @@
-"""What the workflows take that launch runs; torch-free, as the command line's help needs them."""
+"""The settings of `reproduce`, in a module without torch, as the command line's help needs them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,24 +14,24 @@ from lora_dist.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceCommand(LogSettings):
-    """Every base model with several presets and seeds, then the paper's tables with all of them.
+    """Run every base model with several presets and seeds, then write the paper's tables with all runs.
 
-    Each is an ordinary run below --out. Given again, the command skips what is complete and resumes what is not. A run
+    Each is an ordinary run below --out. When repeated, the command skips complete runs and resumes the others. A run
     that fails does not stop the others.
     """
 
     models: tuple[str, ...] = ("gpt2", "gpt2-medium")
     """Hub ids or folders of the base models."""
     presets: Annotated[tuple[str, ...], arg(metavar=f"[{{{','.join(PRESETS)}}}...]")] = ("baseline", "improved")
-    """Which of the published configurations."""
+    """Published configurations to run."""
     seeds: tuple[int, ...] = (42, 43, 44)
-    """One run each; the tables show mean and standard deviation over them."""
+    """Seeds, with one run each; the tables show mean and standard deviation over them."""
     out: Path = Path("runs/reproduce")
     """Folder of the runs and of the report."""
     processes: int | None = None
-    """Processes of each run; None is one per GPU, or two on CPU cores."""
+    """Processes per run; None is one per GPU, or two on CPU cores."""
     strategy: Annotated[str, arg(metavar=f"{{{','.join(STRATEGIES)}}}")] = "ddp"
-    """How they train together."""
+    """Strategy of the training: DistributedDataParallel (ddp) or a stage of DeepSpeed ZeRO."""
     compare_decoding: bool = False
     """Also decode each adapter with both scopes of the n-gram ban and with length penalties 0.8 and 0.9."""
     data: DataSettings = field(default_factory=DataSettings)

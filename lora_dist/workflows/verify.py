@@ -1,8 +1,7 @@
-"""Proof on this machine that every strategy, number of processes and accumulation trains and decodes the same.
+"""Verify on this machine that every strategy, world size and accumulation trains and decodes the same.
 
-A few steps on ragged batches (the last one of an epoch has a single example, so most ranks have none), in fp32 and
-without dropout: by one process, which is the reference, and then in every other way. `verify_case.py` runs and compares
-one way.
+Each case makes a few steps on ragged batches, in fp32 and without dropout; the last batch of an epoch has a single
+example, so most ranks have none. One process is the reference. `verify_case.py` runs and compares one case.
 """
 
 import math
@@ -36,27 +35,30 @@ DEV_EXAMPLES = 20
 TEST_MRS = 12
 PRETRAINING_STEPS = 30
 CONCURRENT_CASES = 2
-"""Cases that run side by side on a CPU: they are short, mostly start-up, with one thread each."""
+"""Cases that run at the same time on a CPU: they are short, mostly start-up, with one thread each."""
 
 
 def verify(
     model: ModelSettings | None, data: DataSettings | None, processes: Sequence[int], accumulation: Sequence[int]
 ) -> int:
-    """Print a line for each way to train; 0 if all are the same, 1 if not.
+    """Train in every way and print one line per case.
 
     Args:
-        model: the base model; None makes a tiny one.
-        data: the corpus, of which a few examples are used; None makes a synthetic one.
-        processes: numbers of processes to launch under each strategy.
-        accumulation: accumulation steps to try with each of them.
+        model: the base model; None creates a tiny one.
+        data: the corpus, of which a few examples are used; None creates a synthetic one.
+        processes: numbers of processes to launch with each strategy.
+        accumulation: accumulation steps to combine with each of them.
+
+    Returns:
+        0 if all cases are the same as the reference, 1 if not.
 
     Raises:
-        UserError: if the global batch does not divide in one of these ways, or model or data cannot be read.
+        UserError: if the global batch does not divide in one of the cases, or model or data cannot be read.
     """
     cases = list(cases_here(processes, accumulation))
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
         folder = Path(name)
-        settings = prepare(folder, model, data)
+        settings = write_inputs(folder, model, data)
         reference = RunDir(folder / "reference")
         devices = devices_for(max((case.processes for case in cases), default=1))
         failure = train_and_decode(Case(None), settings, reference, devices)
@@ -66,15 +68,15 @@ def verify(
         runs = [RunDir(folder / str(number)) for number in range(len(cases))]
         with ThreadPoolExecutor(1 if torch.cuda.is_available() and not devices else CONCURRENT_CASES) as pool:
             failures = pool.map(lambda case, run: train_and_decode(case, settings, run, devices), cases, runs)
-            endings = tqdm(zip(cases, runs, failures, strict=True), "verify", len(cases), unit="run", leave=False)
-            verdicts = [_verdict(case, failure, run, reference) for case, run, failure in endings]
+            finished = tqdm(zip(cases, runs, failures, strict=True), "verify", len(cases), unit="run", leave=False)
+            verdicts = [_verdict(case, failure, run, reference) for case, run, failure in finished]
     good = all(verdicts)
     print(_coloured(f"{sum(verdicts)} of {len(verdicts)} are the same as one process, to rounding ({TOLERANCE})", good))
     return 0 if good else 1
 
 
 def cases_here(processes: Sequence[int], accumulation: Sequence[int]) -> Iterator[Case]:
-    """All ways to train on this machine besides the reference.
+    """Yield all ways to train on this machine except the reference.
 
     Raises:
         UserError: if the global batch does not divide in one of them.
@@ -82,13 +84,13 @@ def cases_here(processes: Sequence[int], accumulation: Sequence[int]) -> Iterato
     yield from (Case(None, 1, steps) for steps in accumulation if steps > 1)
     with_deepspeed = find_spec("deepspeed") is not None
     strategies = [strategy for strategy in STRATEGIES.values() if with_deepspeed or not strategy.zero_stage]
-    for strategy, count, steps in product(strategies, processes, accumulation):
-        TrainSettings(global_batch_size=GLOBAL_BATCH, accumulation_steps=steps).micro_batch_size(count)
-        yield Case(strategy, count, steps)
+    for strategy, world_size, steps in product(strategies, processes, accumulation):
+        TrainSettings(global_batch_size=GLOBAL_BATCH, accumulation_steps=steps).micro_batch_size(world_size)
+        yield Case(strategy, world_size, steps)
 
 
-def prepare(folder: Path, model: ModelSettings | None, data: DataSettings | None) -> Settings:
-    """Write a small corpus, and a tiny base model if there is none, into `folder`; the settings of all runs."""
+def write_inputs(folder: Path, model: ModelSettings | None, data: DataSettings | None) -> Settings:
+    """Write a small corpus, and a tiny base model if `model` is None, to `folder`; return the settings of all cases."""
     corpus = folder / "corpus"
     write_corpus(corpus, seed=1, num_train_mrs=50)
     if model is None:

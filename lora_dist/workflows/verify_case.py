@@ -1,4 +1,4 @@
-"""One way to train and decode, in processes of its own, and how far its result is from the reference."""
+"""Run one case of `verify` (a strategy, world size and accumulation), and compare its result with the reference."""
 
 import json
 import math
@@ -30,7 +30,7 @@ class Case:
     """One way to train."""
 
     strategy: Strategy | None
-    """None is one process without a launcher."""
+    """The strategy; None is one process without a launcher."""
     processes: int = 1
     accumulation_steps: int = 1
 
@@ -39,13 +39,13 @@ class Case:
         return f"{name}, {self.processes} x {self.accumulation_steps}"
 
     def command(self) -> list[str]:
-        """The beginning of the command line."""
+        """Return the first part of the command line, before a Python file or module."""
         return [sys.executable] if self.strategy is None else launch_command(self.processes, self.strategy, "fp32")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a run is from the reference."""
+    """How much a run differs from the reference."""
 
     adapter: float
     """Norm of the difference of all trainable parameters, over the reference's norm."""
@@ -60,18 +60,18 @@ class Difference:
 
     @property
     def is_rounding(self) -> bool:
-        """Whether the run is the same but for the order of floating-point sums."""
+        """Whether the run is the same except for the order of floating-point sums."""
         same = self.learning_rates == self.samples == self.sentences == 0
         return same and self.adapter < TOLERANCE and self.loss < TOLERANCE
 
 
 def train_and_decode(case: Case, settings: Settings, run: RunDir, devices: Mapping[str, str]) -> str | None:
-    """Run one case in processes of its own; None if it ended well, else the failure reason.
+    """Run one case in new processes; return None if it succeeded, else the failure reason.
 
     Args:
         case: how to train.
-        settings: of all cases.
-        run: where it is written.
+        settings: settings of all cases.
+        run: the run directory.
         devices: see `device.devices_for`; the same for all cases, as each kind of device rounds differently.
     """
     file = run.root.with_suffix(".json")
@@ -85,7 +85,7 @@ def train_and_decode(case: Case, settings: Settings, run: RunDir, devices: Mappi
 
 
 def compare(run: RunDir, reference: RunDir) -> Difference:
-    """How far `run` is from `reference`; both have one line of metrics.jsonl per step."""
+    """Compare `run` with `reference`; both have one line of metrics.jsonl per step."""
     ours, theirs = (load_file(r.adapter / ADAPTER_WEIGHTS) for r in (run, reference))
     difference = math.hypot(*(float((ours[name].double() - theirs[name].double()).norm()) for name in theirs))
     norm = math.hypot(*(float(tensor.double().norm()) for tensor in theirs.values()))
@@ -106,18 +106,18 @@ def compare(run: RunDir, reference: RunDir) -> Difference:
 
 
 def _series(run: RunDir, key: str) -> dict[int, float]:
-    """A column of metrics.jsonl by step."""
+    """Read one column of metrics.jsonl, by step."""
     rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     return {row["step"]: row[key] for row in rows if key in row}
 
 
 def _run_case(file: Path, root: Path) -> None:
-    """What each process of a case does."""
+    """Train and decode as one process of a case."""
     from lora_dist.decoding.decode import decode
     from lora_dist.distributed.world import world
     from lora_dist.training.trainer import Trainer
 
-    settings, run = from_json(Settings, read_json(file, "verify has lost its settings")), RunDir(root)
+    settings, run = from_json(Settings, read_json(file, "the settings of verify are missing")), RunDir(root)
     try:
         with world(hang_timeout=HANG_TIMEOUT) as here:
             Trainer(settings, run, here).run()

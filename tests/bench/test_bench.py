@@ -16,10 +16,12 @@ from lora_dist.bench import decode, machine, scaling, score, train, work
 from lora_dist.bench.machine import Measurement
 from lora_dist.cli.main import main
 from lora_dist.config import LoraSettings
-from lora_dist.data import collate as batches
+from lora_dist.data.collate import collate
 from lora_dist.data.e2e import Example
 from lora_dist.data.synthetic import write_corpus
-from lora_dist.model.adapter import inject
+from lora_dist.data.tokens import tokenize
+from lora_dist.model import lora
+from lora_dist.model.kernels import cpu
 from lora_dist.training.loss import ReferenceLoss
 
 SLOW_SCRIPT = """
@@ -39,7 +41,9 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "corpus"
 
 
-def test_scoring_beside_the_official_script(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scoring_is_measured_next_to_the_official_script(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "measure_scores.py").write_text(SLOW_SCRIPT)
     rows = tmp_path / "rows.json"
     settings = ["--data.dir", str(corpus), "--official", str(tmp_path), "--json", str(rows)]
@@ -52,7 +56,8 @@ def test_scoring_beside_the_official_script(corpus: Path, tmp_path: Path, capsys
     assert [line.split("  ")[0] for line in printed] == ["score: lora_dist", "score: official script"]
 
 
-def test_scaling_of_two_processes(
+@pytest.mark.launched
+def test_scaling_is_measured_with_one_and_two_processes(
     corpus: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "ROUNDS", 1)
@@ -60,16 +65,18 @@ def test_scaling_of_two_processes(
     rows = tmp_path / "rows.json"
     settings = ["--model.name", str(tiny_gpt2), "--data.dir", str(corpus), "--updates", "3", "--json", str(rows)]
     assert main(["bench", "scaling", *settings, "--precision", "fp32"]) == 0
-    one, two, update, communication, waiting = json.loads(rows.read_text())
+    one, two, step, communication, waiting = json.loads(rows.read_text())
     assert one["ratio"] == 1
     assert two["ratio"] == pytest.approx(two["value"] / one["value"], rel=1e-2)
-    assert update["value"] == pytest.approx(8e3 / two["value"], rel=1e-2)
-    assert 0 < communication["value"] < update["value"]
+    assert step["value"] == pytest.approx(8e3 / two["value"], rel=1e-2)
+    assert 0 < communication["value"] < step["value"]
     assert waiting["value"] >= 0
     assert main(["bench", "scaling", *settings, "--train.global-batch-size", "7"]) == 2
 
 
-def test_what_can_go_wrong(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_or_failing_official_script_and_a_missing_job_are_refused(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     start = ["bench", "score", "--data.dir", str(corpus), "--official", str(tmp_path)]
     assert main(start) == 2
     assert "has no measure_scores.py" in capsys.readouterr().err
@@ -80,11 +87,11 @@ def test_what_can_go_wrong(corpus: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "lora-dist bench score" in capsys.readouterr().err
 
 
-def test_training_beside_its_peers(
+def test_training_is_measured_next_to_its_peers(
     corpus: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure_here(program: Callable[..., tuple[float, float]], *arguments: Any, threads: int) -> Measurement:
-        AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own, but at once
+        AcceleratorState._reset_state(reset_partial_state=True)  # as in a separate process, but faster
         seconds, loss = program(*arguments)
         return Measurement(seconds, 2**30, loss)
 
@@ -92,7 +99,7 @@ def test_training_beside_its_peers(
     monkeypatch.setattr(train, "measure_apart", measure_here)
     monkeypatch.setattr(machine, "compute_precision", lambda _: "bf16")
     monkeypatch.setattr(machine, "CEILING_SECONDS", 1.0)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # which programs set; put back afterwards
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # which programs set; restored afterwards
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     file = tmp_path / "rows.json"
@@ -103,9 +110,9 @@ def test_training_beside_its_peers(
     rows = {row["name"]: row for row in json.loads(file.read_text())}
     programs = [name for name, row in rows.items() if row["unit"] == "examples/s"]
     formats = ["fp32", "bf16 autocast", "bf16 weights"]
-    expected = ["ours, fp32", "ours, bf16", "ours, 8 references an MR, bf16"]
+    expected = ["ours, fp32", "ours, bf16", "ours, 8 references per MR, bf16"]
     expected += [f"loralib, {name}" for name in formats[:2]] if find_spec("loralib") else []
-    expected += ["the seed's recipe, fp32", *(f"PEFT and Trainer, {n}" for n in formats)] if find_spec("peft") else []
+    expected += ["the seed paper's, fp32", *(f"PEFT and Trainer, {n}" for n in formats)] if find_spec("peft") else []
     assert sorted(programs) == sorted(expected)
     for name in programs:
         ours = f"ours, {'fp32' if 'fp32' in name else 'bf16'}"
@@ -123,14 +130,14 @@ def test_training_beside_its_peers(
     assert main(["bench", "train", *settings]) == 2
 
 
-def test_decoding_beside_its_peers(
+def test_decoding_is_measured_next_to_its_peers(
     corpus: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure_here(program: Callable[..., tuple[float, None]], *arguments: Any, threads: int) -> Measurement:
         return Measurement(program(*arguments)[0], 2**30, None)
 
-    def measure_in_turn(program: Callable[..., tuple[float, None]], shares: Sequence[tuple[Any, ...]]) -> Measurement:
-        return Measurement(max(program(*share)[0] for share in shares), 2**30, None)
+    def measure_in_turn(program: Callable[..., tuple[float, None]], shards: Sequence[tuple[Any, ...]]) -> Measurement:
+        return Measurement(max(program(*shard)[0] for shard in shards), 2**30, None)
 
     monkeypatch.setattr(decode, "NEW_TOKENS", 4)
     monkeypatch.setattr(decode, "measure_apart", measure_here)
@@ -142,33 +149,31 @@ def test_decoding_beside_its_peers(
     settings = ["--model.name", str(tiny_gpt2), "--data.dir", str(corpus), "--decode.num-beams", "2"]
     assert main(["bench", "decode", *settings, "--count", "6", "--threads", "1", "--json", str(file)]) == 0
     rows = {row["name"]: row for row in json.loads(file.read_text())}
-    peers = [*(f"generate, batch {n}, fp32" for n in (8, 16)), "generate, one at a time, fp32 (the seed's way)"]
-    assert [name for name, row in rows.items() if row["unit"] == "s an MR"][:-1] == ["ours, fp32", *peers]
+    peers = [*(f"generate, batch {n}, fp32" for n in (8, 16)), "generate, one at a time, fp32 (the seed paper's way)"]
+    assert [name for name, row in rows.items() if row["unit"] == "s/MR"][:-1] == ["ours, fp32", *peers]
     for name in peers:
         assert rows[name]["value"] > 0
         assert rows[name]["ratio"] == pytest.approx(rows[name]["value"] / rows["ours, fp32"]["value"], rel=0.1)
     assert not any("bf16" in name for name in rows)
 
 
-def test_necessary_work_is_that_of_the_products_torch_counts(
-    gpt2: GPT2LMHeadModel, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batches, "SHAPE_STEP", 1)
+def test_the_necessary_work_is_that_of_the_products_torch_counts(gpt2: GPT2LMHeadModel, tokenizer: Any) -> None:
     mrs = ["name[Larkspur], food[Greek]", "name[Larkspur], food[Greek]", "name[Aster]"]
-    examples = batches.tokenize(tokenizer, [Example(mr, text) for mr, text in zip(mrs, "abc", strict=True)], 512)
-    inject(gpt2, LoraSettings(rank=3, targets=("mlp.c_proj", "c_attn")), seed=1)
-    loss = ReferenceLoss(gpt2, 0.1)
-    for share in (False, True):
-        counts = work.count(examples, [np.arange(3)], share)
+    examples = tokenize(tokenizer, [Example(mr, text) for mr, text in zip(mrs, "abc", strict=True)], 512)
+    lora.inject(gpt2, LoraSettings(rank=3, targets=("mlp.c_proj", "c_attn")), seed=1)
+    loss = ReferenceLoss(gpt2, cpu, 0.1, partitioned=True)  # plain weights, whose products torch counts
+    for share_mrs in (False, True):
+        found = work.count_tokens(examples, [np.arange(3)], share_mrs)
+        batch = collate(examples, np.arange(3), 0, 1, share_mrs=share_mrs)
         with FlopCounterMode(display=False) as counter:
-            loss(*batches.collate(examples, np.arange(3), 0, share).inputs())[0].backward()
+            loss(**batch.named())[0].backward()
         by_kind = counter.get_flop_counts()["Global"]
         products = sum(n for kind, n in by_kind.items() if kind in (torch.ops.aten.mm, torch.ops.aten.addmm))
-        assert work.necessary_work(gpt2, replace(counts, pairs=0, label_pairs=0)) == products
-    # Attention, one token after the other: two products forward and four backward, where something looks.
-    looked = [length * (length + 1) // 2 for length in examples.lengths - 1]
+        assert work.necessary_work(gpt2, replace(found, pairs=0, label_pairs=0)) == products
+    # Attention, one token after the other: two products forward and four backward for each visible pair.
+    visible = [length * (length + 1) // 2 for length in examples.lengths - 1]
     unlabelled = [length * (length + 1) // 2 for length in examples.prompt_lengths - 1]
-    counts = work.count(examples, [np.arange(3)], share=False)
-    assert (counts.pairs, counts.label_pairs) == (sum(looked), sum(looked) - sum(unlabelled))
-    pairs = work.necessary_work(gpt2, counts) - work.necessary_work(gpt2, replace(counts, pairs=0, label_pairs=0))
-    assert pairs == 6 * 2 * 32 * (counts.pairs + counts.label_pairs)
+    found = work.count_tokens(examples, [np.arange(3)], share_mrs=False)
+    assert (found.pairs, found.label_pairs) == (sum(visible), sum(visible) - sum(unlabelled))
+    pairs = work.necessary_work(gpt2, found) - work.necessary_work(gpt2, replace(found, pairs=0, label_pairs=0))
+    assert pairs == 6 * 2 * 32 * (found.pairs + found.label_pairs)

@@ -1,4 +1,4 @@
-"""Mistakes of a user: one sentence that names the value and the remedy, exit code 2, and nothing written."""
+"""Mistakes of the user: one sentence that names the value and the remedy, exit code 2, and nothing written."""
 
 import shutil
 import subprocess
@@ -18,8 +18,8 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path / "corpus"
 
 
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What a command that has to fail says."""
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What a command that has to fail prints on stderr."""
     try:
         code: object = main([str(argument) for argument in arguments])
     except SystemExit as stop:  # how tyro ends
@@ -31,27 +31,32 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        (["--lora.rank", 0], "--lora.rank is 0"),
-        (["--lora.rank", -4], "--lora.rank is -4"),
+        (["--lora.rank", 0], "--lora.rank is 0: must be >= 1"),
+        (["--lora.rank", -4], "--lora.rank is -4: must be >= 1"),
         (["--lora.rnk", 4], "--lora.rnk"),
         (["--lora.targets", "c_attn", "q_proj"], "--lora.targets q_proj matches no layer: this model has c_attn"),
-        (["--train.accumulation-steps", 3], "--train.global-batch-size 8 does not divide among 1 processes x 3"),
+        (["--train.accumulation-steps", 3], "--train.global-batch-size is 8: it does not divide among 1 processes x 3"),
         (["--model.name", "nobody/no-such-model"], "--model.name nobody/no-such-model cannot be loaded"),
-        (["--device", "cuda:7"], "--device cuda:7 is not there"),
-        (["--device", "gpu"], "--device gpu is not a device"),
+        (["--device", "cuda:7"], "--device is cuda:7: this machine has"),
+        (["--device", "gpu"], "--device is gpu: give auto, cpu, cuda or cuda:N"),
         (["--data.dir", "/no/such/folder"], "/no/such/folder"),
         (["--train.epochs", "many"], "many"),
         (["--train.tracker", "wandb"], "pip install 'lora-dist[wandb]'"),
     ],
 )
-def test_bad_settings(
-    settings: list[object], said: str, tiny_gpt2: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_bad_settings_are_refused_before_anything_is_written(
+    settings: list[object],
+    message: str,
+    tiny_gpt2: Path,
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "run"
     start = ["train", "improved", "--model.name", tiny_gpt2, "--data.dir", corpus, "--out", out]
-    assert said in complaint(capsys, *start, *settings)
+    assert message in refusal(capsys, *start, *settings)
     assert not out.exists()
 
 
@@ -60,16 +65,16 @@ def spoil(change: Callable[[bytes], bytes], corpus: Path, name: str = "trainset.
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         (lambda csv: csv.replace(b"mr,ref", b"meaning,text"), "meaning"),
         (lambda csv: csv + b'"name[Larkspur]",""\n', "empty"),
         (lambda csv: csv + b'"name[Larkspur]","caf\xe9"\n', "UTF-8"),
     ],
 )
-def test_bad_data(
+def test_bad_data_is_refused_by_file_before_anything_is_written(
     change: Callable[[bytes], bytes],
-    said: str,
+    problem: str,
     tiny_gpt2: Path,
     corpus: Path,
     tmp_path: Path,
@@ -77,33 +82,33 @@ def test_bad_data(
 ) -> None:
     spoil(change, corpus)
     out = tmp_path / "run"
-    message = complaint(capsys, "train", "baseline", "--model.name", tiny_gpt2, "--data.dir", corpus, "--out", out)
-    assert said in message
+    message = refusal(capsys, "train", "baseline", "--model.name", tiny_gpt2, "--data.dir", corpus, "--out", out)
+    assert problem in message
     assert "trainset.csv" in message
     assert not out.exists()
 
 
-def test_a_bad_test_set_or_a_missing_java_is_found_before_training(
+def test_a_bad_test_set_or_a_missing_java_is_refused_before_training(
     tiny_gpt2: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     start = ["run", "baseline", "--model.name", tiny_gpt2, "--data.dir", corpus, "--out", out]
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "no-java"))
-    assert "JAVA_HOME" in complaint(capsys, *start)
+    assert "JAVA_HOME" in refusal(capsys, *start)
     monkeypatch.delenv("JAVA_HOME")
     (corpus / "testset_w_refs.csv").unlink()
-    assert "testset_w_refs.csv" in complaint(capsys, *start)
+    assert "testset_w_refs.csv" in refusal(capsys, *start)
     assert not out.exists()
 
 
-def test_a_folder_in_use_is_left_alone(
+def test_a_folder_that_holds_something_is_not_changed(
     tiny_gpt2: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / "config.json").write_text("{}")
     start = ["train", "baseline", "--model.name", tiny_gpt2, "--data.dir", corpus, "--out", out]
-    message = complaint(capsys, *start)
+    message = refusal(capsys, *start)
     assert str(out) in message
     assert "--resume" in message
     assert "--overwrite" in message
@@ -111,20 +116,22 @@ def test_a_folder_in_use_is_left_alone(
     foreign = tmp_path / "photos"
     foreign.mkdir()
     (foreign / "cat.jpg").write_text("meow")
-    assert "not the folder of a run" in complaint(capsys, *start[:-1], foreign, "--overwrite")
+    assert "not the folder of a run" in refusal(capsys, *start[:-1], foreign, "--overwrite")
     assert (foreign / "cat.jpg").exists()
 
 
-def test_commands_on_something_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_refuse_a_folder_that_is_no_run_and_unknown_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for command in (["decode", tmp_path], ["generate", tmp_path, "name[A]"], ["merge", tmp_path, tmp_path / "merged"]):
-        assert "is not the folder of a run" in complaint(capsys, *command)
-    assert "is not the folder of a run" in complaint(capsys, "report", tmp_path)
-    assert "RUN" in complaint(capsys, "report")
-    assert "trian" in complaint(capsys, "trian")
-    assert "best" in complaint(capsys, "run", "best")
+        assert "is not the folder of a run" in refusal(capsys, *command)
+    assert "is not the folder of a run" in refusal(capsys, "report", tmp_path)
+    assert "RUN" in refusal(capsys, "report")
+    assert "trian" in refusal(capsys, "trian")
+    assert "best" in refusal(capsys, "run", "best")
 
 
-def test_an_adapter_that_does_not_fit_the_model(
+def test_a_damaged_or_missing_adapter_is_refused_by_decode(
     tiny_gpt2: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -132,12 +139,12 @@ def test_an_adapter_that_does_not_fit_the_model(
     start = ["train", "baseline", "--model.name", tiny_gpt2, "--data.dir", corpus, "--out", out, *short]
     assert main([str(argument) for argument in start]) == 0
     (out / "adapter" / "adapter_model.safetensors").write_bytes(b"not safetensors")
-    assert "adapter_model.safetensors cannot be read" in complaint(capsys, "decode", out)
+    assert "adapter_model.safetensors cannot be read" in refusal(capsys, "decode", out)
     shutil.rmtree(out / "adapter")
-    assert "train first" in complaint(capsys, "decode", out)
+    assert "train first" in refusal(capsys, "decode", out)
 
 
-def test_help_names_every_command_and_starts_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command_and_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"  {name} " in text for name in COMMANDS)

@@ -12,7 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_dist.config import DataSettings
-from lora_dist.data.e2e import Example, FILES, Group, SPLITS, Split, fingerprint, format_mr, format_outputs, format_references, group_by_mr, is_official, load_split, one_line, parse_mr
+from lora_dist.data.e2e import (
+    FILES,
+    SPLITS,
+    Example,
+    Group,
+    Split,
+    fingerprint,
+    format_mr,
+    format_outputs,
+    format_references,
+    group_by_mr,
+    is_official,
+    load_split,
+    one_line,
+    parse_mr,
+)
 from lora_dist.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -44,7 +59,9 @@ def write(tmp_path: Path) -> Write:
     ("split", "rows", "mrs", "fewest", "most"),
     [("train", 42061, 4862, 2, 46), ("dev", 4672, 547, 2, 43), ("test", 4693, 630, 1, 45)],
 )
-def test_official_counts(split: Split, rows: int, mrs: int, fewest: int, most: int) -> None:
+def test_the_published_corpus_has_the_official_counts(
+    split: Split, rows: int, mrs: int, fewest: int, most: int
+) -> None:
     examples = load_split(DataSettings(dir=SHARED / "e2e"), split)
     groups = group_by_mr(examples)
     sizes = [len(group.references) for group in groups]
@@ -58,7 +75,7 @@ def test_official_counts(split: Split, rows: int, mrs: int, fewest: int, most: i
 
 @pytest.mark.shared
 @needs_shared
-def test_no_published_mr_is_in_two_splits_and_limit_train_cuts_train_alone() -> None:
+def test_no_published_mr_is_in_two_splits_and_limit_train_cuts_only_the_training_set() -> None:
     data = DataSettings(dir=SHARED / "e2e", limit_train=3)
     assert [len(load_split(data, split)) for split in SPLITS] == [3, 4672, 4693]
     mrs = [{e.mr for e in load_split(DataSettings(dir=SHARED / "e2e"), split)} for split in SPLITS]
@@ -144,7 +161,7 @@ def test_the_cleaned_corpus_is_refused_without_its_extra_columns_too(write: Writ
     assert len(load_split(write(b"mr,ref\n" + b"".join(rows[1:])), "dev")) == 4298
 
 
-def test_what_is_not_there_or_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
     for folder in (tmp_path / "absent", Path(__file__)):
         with pytest.raises(UserError, match=rf"^--data.dir {folder} is not a folder: give .*tuetschek/e2e-dataset"):
             load_split(DataSettings(dir=folder), "train")
@@ -177,11 +194,11 @@ def test_the_hub_is_read_from_its_parquet_branch(monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_the_hub_the_alternative_is_named(tmp_path: Path) -> None:
-    code = "from lora_dist import config, e2e; e2e.load_split(config.DataSettings(), 'test')"
+    code = "from lora_dist import config; from lora_dist.data import e2e; e2e.load_split(config.DataSettings(), 'test')"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}  # an empty cache
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("lora_dist.config.UserError: tuetschek/e2e_nlg cannot be read from the hub (ConnectionError")
+    assert last.startswith("lora_dist.errors.UserError: tuetschek/e2e_nlg cannot be read from the hub (ConnectionError")
     assert "give --data.dir a folder with the CSV files of github.com/tuetschek/e2e-dataset" in last
 
 
@@ -232,14 +249,14 @@ def test_one_line_turns_each_separator_into_one_space(separator: str) -> None:
     assert one_line(f"one{separator}{separator}two") == "one  two"
 
 
-def test_one_line_covers_every_separator_there_is() -> None:
+def test_one_line_covers_every_separator_of_splitlines() -> None:
     found = {chr(code) for code in range(sys.maxunicode + 1) if len(f"a{chr(code)}b".splitlines()) == 2}
     assert found == set(SEPARATORS) - {"\r\n"}
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text()))
-def test_outputs_stay_one_a_line_for_any_text(texts: list[str]) -> None:
+def test_outputs_stay_one_per_line_for_any_text(texts: list[str]) -> None:
     written = format_outputs(texts)
     assert read_as_the_official_script(written) == [one_line(text) for text in texts]
     assert len(io.StringIO(written).readlines()) == len(texts)

@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 
 from lora_dist.config import DataSettings
-from lora_dist.data.e2e import FILES, Group, SPLITS, Split, group_by_mr, is_official, load_split, parse_mr
-from lora_dist.data.synthetic import ADJECTIVES, PLANS, PREPOSITIONS, VALUES, VERB_PHRASES, _realise, plain_texts, write_corpus
+from lora_dist.data.e2e import FILES, SPLITS, Group, Split, group_by_mr, is_official, load_split, parse_mr
+from lora_dist.data.synthetic import (
+    ADJECTIVES,
+    PLANS,
+    PREPOSITIONS,
+    VALUES,
+    VERB_PHRASES,
+    _realise,
+    plain_texts,
+    write_corpus,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +64,7 @@ def test_mrs_have_three_to_eight_attributes_in_the_order_of_e2e(folder: Path) ->
     assert counts == set(range(3, 9))
 
 
-def test_references_of_an_mr_differ_and_are_several(folder: Path) -> None:
+def test_an_mr_has_several_different_references(folder: Path) -> None:
     sizes = []
     for split in SPLITS:
         for group in groups(folder, split):
@@ -65,8 +74,8 @@ def test_references_of_an_mr_differ_and_are_several(folder: Path) -> None:
     assert sum(sizes) / len(sizes) > 5
 
 
-def test_references_say_what_the_mr_says_and_rarely_leave_something_out(folder: Path) -> None:
-    said = total = 0
+def test_references_mention_what_the_mr_has_and_rarely_omit_an_attribute(folder: Path) -> None:
+    mentioned = total = 0
     for group in groups(folder, "train"):
         slots = dict(parse_mr(group.mr))
         for reference in group.references:
@@ -76,10 +85,10 @@ def test_references_say_what_the_mr_says_and_rarely_leave_something_out(folder: 
             assert not any(mark in reference for mark in ("{", "  ", " .", " ,", ".."))
             for attribute in ("eatType", "food", "area", "near"):
                 total += attribute in slots
-                said += attribute in slots and slots[attribute].lower() in reference.lower()
+                mentioned += attribute in slots and slots[attribute].lower() in reference.lower()
                 others = set(VALUES[attribute]) - {slots.get(attribute)}
                 assert not any(f" {other} " in reference for other in others), "a value the MR does not have"
-    assert 0.98 < said / total < 1  # 3 % of the references leave out one of up to seven attributes
+    assert 0.98 < mentioned / total < 1  # 3 % of the references omit one of up to seven attributes
 
 
 def test_every_entry_of_the_grammar_is_used() -> None:
@@ -87,13 +96,13 @@ def test_every_entry_of_the_grammar_is_used() -> None:
     full = [{attribute: rng.choice(values) for attribute, values in VALUES.items()} for _ in range(2000)]
     text = " ".join(_realise(slots, rng) for slots in full)
     phrases = [phrase for values in VERB_PHRASES.values() for phrases in values.values() for phrase in phrases]
-    prepositions = [f"{word} {place}" for place, words in PREPOSITIONS.items() for word in words if place != "near"]
+    prepositions = [f"{some} {place}" for place, several in PREPOSITIONS.items() for some in several if place != "near"]
     for phrase in (*phrases, *ADJECTIVES.values(), *prepositions, *PREPOSITIONS["near"]):
         assert phrase in text
     assert all(set(VERB_PHRASES[attribute]) == set(VALUES[attribute]) for attribute in VERB_PHRASES)
 
 
-def test_an_mr_is_put_into_words_in_all_sentence_plans() -> None:
+def test_an_mr_is_realised_in_all_sentence_plans() -> None:
     slots = {"name": "Larkspur", "eatType": "bistro", "area": "old town", "familyFriendly": "no"}
     rng = random.Random(0)
     texts = {_realise(slots, rng) for _ in range(10_000)}
@@ -119,7 +128,7 @@ def test_articles_agree_with_the_next_word(folder: Path) -> None:
 
 def test_the_same_seed_gives_the_same_bytes_in_any_process(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from lora_dist.demo_corpus import write_corpus\n"
+        "import sys, pathlib; from lora_dist.data.synthetic import write_corpus\n"
         "write_corpus(pathlib.Path(sys.argv[1]), 7, 50)"
     )
     for hash_seed in ("0", "1"):
@@ -133,7 +142,7 @@ def test_the_same_seed_gives_the_same_bytes_in_any_process(tmp_path: Path) -> No
         assert first != (tmp_path / "other" / name).read_bytes()
 
 
-def test_plain_texts_are_the_training_references_alone(folder: Path) -> None:
+def test_plain_texts_are_the_training_references_only(folder: Path) -> None:
     texts = plain_texts(folder)
     assert texts == [example.reference for example in load_split(DataSettings(dir=folder), "train")]
     assert not any("[" in text for text in texts)

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -5,9 +6,10 @@ import datasets
 import pytest
 from tokenizers import AddedToken
 
+from lora_dist.config import DataSettings
 from lora_dist.data import token_cache
-from lora_dist.data.e2e import Example
-from lora_dist.data.token_cache import tokenize_cached
+from lora_dist.data.e2e import Example, fingerprint, load_split
+from lora_dist.data.token_cache import load_corpus, tokenize_cached
 from lora_dist.data.tokens import TokenizedExamples, tokenize
 from lora_dist.errors import UserError
 
@@ -30,16 +32,18 @@ def same(some: TokenizedExamples, other: TokenizedExamples) -> bool:
     return all(a.dtype == b.dtype and a.tolist() == b.tolist() for a, b in pairs)
 
 
-def test_the_cache_gives_what_tokenising_gives_without_doing_it_again(
+def test_the_cache_gives_what_tokenising_gives_without_tokenising_again(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(token_cache, "PROBES", 1)
     expected = tokenize(tokenizer, EXAMPLES, 128)
     assert same(tokenize_cached(tokenizer, EXAMPLES, 128), expected)
 
-    def never(*_: object) -> TokenizedExamples:
-        raise AssertionError("tokenised again")
+    def only_the_first(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenizedExamples:
+        assert len(examples) <= 1, "tokenised again"
+        return tokenize(tokenizer, examples, max_length)
 
-    monkeypatch.setattr(token_cache, "tokenize", never)
+    monkeypatch.setattr(token_cache, "tokenize", only_the_first)
     assert same(tokenize_cached(tokenizer, EXAMPLES, 128), expected)
     for other in (EXAMPLES[:2], EXAMPLES[::-1]):
         with pytest.raises(AssertionError, match="again"):
@@ -54,13 +58,37 @@ def test_another_tokenizer_is_another_entry(tokenizer: Any, cache: Path) -> None
     assert len(list(cache.iterdir())) == 2
 
 
-def test_an_example_that_is_too_long_is_refused_and_nothing_is_kept(tokenizer: Any, cache: Path) -> None:
+def test_a_tokenizer_that_splits_the_first_examples_differently_is_another_entry(
+    tokenizer: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize_cached(tokenizer, EXAMPLES, 128)
+
+    def differently(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenizedExamples:
+        found = tokenize(tokenizer, examples, max_length)
+        return TokenizedExamples(found.ids + 1, found.starts, found.prompt_lengths, found.mrs)
+
+    monkeypatch.setattr(token_cache, "tokenize", differently)
+    assert same(tokenize_cached(tokenizer, EXAMPLES, 128), differently(tokenizer, EXAMPLES, 128))
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_the_corpus_is_the_tokens_of_train_and_dev_with_their_fingerprints(tokenizer: Any, corpus: Path) -> None:
+    settings = DataSettings(dir=corpus, limit_train=5)
+    found = load_corpus(settings, tokenizer, 512)
+    train, dev = load_split(settings, "train"), load_split(settings, "dev")
+    assert len(train) == 5
+    assert same(found.train, tokenize(tokenizer, train, 512))
+    assert same(found.dev, tokenize(tokenizer, dev, 512))
+    assert found.fingerprints == {"train": fingerprint(train), "dev": fingerprint(dev)}
+
+
+def test_an_example_that_is_too_long_is_refused_and_nothing_is_stored(tokenizer: Any, cache: Path) -> None:
     with pytest.raises(UserError, match="shorten"):
         tokenize_cached(tokenizer, EXAMPLES, 8)
     assert not cache.exists()
 
 
-def test_a_damaged_entry_and_a_cache_that_cannot_be_written_do_no_harm(tokenizer: Any, cache: Path) -> None:
+def test_a_damaged_entry_or_a_cache_that_cannot_be_written_changes_nothing(tokenizer: Any, cache: Path) -> None:
     expected = tokenize_cached(tokenizer, EXAMPLES, 128)
     (entry,) = cache.iterdir()
     for file in entry.iterdir():

@@ -1,4 +1,4 @@
-"""The search over the whole test set, against transformers' `generate`."""
+"""The search over the whole test set, compared with transformers' `generate`."""
 
 import shutil
 from pathlib import Path
@@ -13,21 +13,22 @@ from lora_dist.data.e2e import group_by_mr, load_split
 from lora_dist.data.tokens import encode_prompts
 from lora_dist.decoding.beam_search import beam_search
 from lora_dist.decoding.decode import chunks
-from lora_dist.decoding.kv_cache import prepare
+from lora_dist.decoding.kv_cache import lay_out
 from lora_dist.model.adapter import load_merged
 
-CLOSE = 1e-5  # two sentences whose scores lie so near to each other are equally good
+CLOSE = 1e-5  # two sentences whose scores differ by less are equally good
 SETTINGS = DecodeSettings(ngram_scope="all")
 
 
 def score(model: GPT2LMHeadModel, prompt: list[int], sentence: list[int]) -> float:
-    """Its length-normalised log-probability, by one forward pass."""
+    """The length-normalised log-probability of a sentence, from one forward pass."""
     with torch.no_grad():
         logits = model(torch.tensor([prompt + sentence])).logits[0, len(prompt) - 1 : -1]
     total = logits.double().log_softmax(-1).gather(-1, torch.tensor(sentence)[:, None]).sum()
     return float(total.item() / len(sentence) ** SETTINGS.length_penalty)
 
 
+@pytest.mark.launched
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.timeout(3600)
@@ -40,8 +41,10 @@ def test_every_sentence_of_the_test_set_is_that_of_generate(shared: Path, tmp_pa
         *("train", "improved", "--model.name", base, "--data.dir", corpus, "--data.limit-train", 2000),
         *("--train.epochs", 1, "--train.learning-rate", 2e-3, "--train.warmup-steps", 100, "--out", tmp_path / "run"),
     )
-    plain, tokenizer = load_merged(ModelSettings(name=str(base)), tmp_path / "run" / "adapter")
-    model = prepare(load_merged(ModelSettings(name=str(base)), tmp_path / "run" / "adapter")[0])
+    (plain, tokenizer, _), (own, *_) = (
+        load_merged(ModelSettings(name=str(base)), tmp_path / "run" / "adapter") for _ in range(2)
+    )
+    model = lay_out(own)
     groups = group_by_mr(load_split(DataSettings(dir=shared / "e2e"), "test"))
     prompts, eos = encode_prompts(tokenizer, [group.mr for group in groups]), tokenizer.eos_token_id
     equal = 0

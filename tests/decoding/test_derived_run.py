@@ -1,4 +1,4 @@
-"""Runs made from an adapter that is there: to decode it in another way, or because PEFT trained it."""
+"""Runs made from an existing adapter: to decode it with other settings, or because PEFT trained it."""
 
 import json
 from pathlib import Path
@@ -11,42 +11,43 @@ from made_runs import made_run
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import IMPROVED, LoraSettings, ModelSettings
-from lora_dist.decoding.beam_search import Sentence
-from lora_dist.decoding.decode import to_text
-from lora_dist.decoding.derived_run import copy_to, saved_settings
+from lora_dist.config_io import read_settings
+from lora_dist.data.e2e import one_line
+from lora_dist.decoding.derived_run import derive_run, source_settings
 from lora_dist.errors import UserError
 from lora_dist.model.base import load_base, load_tokenizer
 from lora_dist.run_dir import RunDir
 
 
-def test_a_copy_has_adapter_log_and_the_new_settings(tmp_path: Path) -> None:
-    run, copy = made_run(tmp_path / "run"), RunDir(tmp_path / "copy")
-    settings = saved_settings(run.root, copy.root)
+def test_a_derived_run_has_the_adapter_the_log_and_the_new_settings(tmp_path: Path) -> None:
+    run, derived = made_run(tmp_path / "run"), RunDir(tmp_path / "derived")
+    settings = source_settings(run.root, derived.root)
     assert settings == IMPROVED
-    copy_to(copy, run.root, settings)
-    assert copy.settings() == settings
-    assert copy.metrics.read_bytes() == run.metrics.read_bytes()
-    assert [p.read_bytes() for p in copy.adapter.iterdir()] == [p.read_bytes() for p in run.adapter.iterdir()]
-    copy_to(copy, run.root, settings)  # again, as after a kill
+    derive_run(derived, run.root, settings)
+    assert read_settings(derived) == settings
+    assert derived.metrics.read_bytes() == run.metrics.read_bytes()
+    assert [p.read_bytes() for p in derived.adapter.iterdir()] == [p.read_bytes() for p in run.adapter.iterdir()]
+    derive_run(derived, run.root, settings)  # again, as after a kill
 
 
-def test_nothing_else_is_overwritten_by_a_copy(tmp_path: Path) -> None:
+def test_no_other_run_is_overwritten_by_a_derived_one(tmp_path: Path) -> None:
     run, other = made_run(tmp_path / "run"), made_run(tmp_path / "other")
     for target in (other, run):
         target.checkpoints.mkdir(exist_ok=True)
     for folder in (other.root, run.root):
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         with pytest.raises(UserError, match="is no copy of"):
-            copy_to(RunDir(folder), run.root, IMPROVED)
+            derive_run(RunDir(folder), run.root, IMPROVED)
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_copy_into_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_is_refused_as_the_folder_of_a_derived_run(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file is a file: name a folder"):
-        copy_to(RunDir(tmp_path / "file"), made_run(tmp_path / "run").root, IMPROVED)
+        derive_run(RunDir(tmp_path / "file"), made_run(tmp_path / "run").root, IMPROVED)
 
 
+@pytest.mark.launched
 def test_an_adapter_that_peft_trained_is_decoded_and_reported(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
     base, adapter, out = tmp_path / "base", tmp_path / "adapter", tmp_path / "run"
     tokenizer = load_tokenizer(ModelSettings(name=str(tiny_gpt2)))
@@ -60,7 +61,7 @@ def test_an_adapter_that_peft_trained_is_decoded_and_reported(tiny_gpt2: Path, c
             if "lora_B" in name:
                 parameter.normal_(std=0.2)
     model.save_pretrained(adapter)
-    assert saved_settings(adapter, out).lora == LoraSettings(rank=4, alpha=32, dropout=0.0)
+    assert source_settings(adapter, out).lora == LoraSettings(rank=4, alpha=32, dropout=0.0)
 
     short = ("--decode.limit", 3, "--decode.num-beams", 1, "--decode.max-new-tokens", 12)
     settings = ("--data.dir", corpus, *short, "--decode.no-repeat-ngram-size", 0)
@@ -69,9 +70,11 @@ def test_an_adapter_that_peft_trained_is_decoded_and_reported(tiny_gpt2: Path, c
     for row in rows:
         prompt = tokenizer(f"{row['mr']} <|ref|>", return_tensors="pt")
         made = model.generate(**prompt, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-        assert row["text"] == to_text(tokenizer, Sentence(made[0, prompt.input_ids.shape[1] :].tolist(), 0.0))
+        generated = made[0, prompt.input_ids.shape[1] :]
+        expected = tokenizer.decode(generated, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert row["text"] == one_line(expected)
     assert len(rows) == 3
     lora_dist("report", out)
-    assert "trained elsewhere, so nothing is known of how" in (out / "report.md").read_text()
+    assert "trained elsewhere with unknown settings" in (out / "report.md").read_text()
     refused = attempt("decode", adapter, *settings)
     assert (refused.returncode, refused.stderr.count("add --out RUN")) == (2, 1)

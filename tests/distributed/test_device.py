@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lora_dist.distributed.device import choose_device, devices_for
+from lora_dist.distributed.logs import set_up_logging
 from lora_dist.distributed.world import world
 from lora_dist.errors import UserError
 
@@ -15,7 +16,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: [(100, 800), (300, 800)][index])
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
-    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda:0")  # put back afterwards
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda:0")  # restored afterwards
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -23,6 +24,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_process_takes_the_gpu_with_most_free_memory_or_the_one_named(
     device: str, chosen: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    set_up_logging()
     assert not choose_device(device, launched=1)
     assert os.environ["ACCELERATE_TORCH_DEVICE"] == chosen
     assert f"using {chosen} of 2 GPUs" in capsys.readouterr().err
@@ -40,12 +42,12 @@ def test_more_processes_than_gpus_are_refused_unless_they_are_for_cpu_cores(monk
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_gpus_are_hidden_from_processes_that_are_more_than_they() -> None:
+def test_gpus_are_hidden_from_more_processes_than_there_are_gpus() -> None:
     assert devices_for(1) == devices_for(2) == {}
     assert devices_for(3) == {"CUDA_VISIBLE_DEVICES": ""}
 
 
-def test_a_world_computes_where_it_is_told_whatever_an_earlier_one_did(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_computes_on_the_device_given_whatever_an_earlier_one_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
     for _ in range(2):
         with world("cpu") as here:

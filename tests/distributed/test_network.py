@@ -18,13 +18,13 @@ def own_addresses() -> list[tuple[str, str]]:
     ]
 
 
-def test_an_address_of_this_machine_is_met_at_the_interface_that_has_it() -> None:
+def test_an_address_of_this_machine_leads_to_the_interface_that_has_it() -> None:
     if not (addresses := own_addresses()):
         pytest.skip("needs a network interface")
     assert [interface_towards(address) for _, address in addresses] == [name for name, _ in addresses]
 
 
-def test_a_loopback_address_stands_for_the_default_route(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loopback_address_leads_to_the_interface_of_the_default_route(monkeypatch: pytest.MonkeyPatch) -> None:
     if not (addresses := own_addresses()):
         pytest.skip("needs a network interface")
     name, address = addresses[0]
@@ -33,7 +33,7 @@ def test_a_loopback_address_stands_for_the_default_route(monkeypatch: pytest.Mon
     assert interface_towards("localhost") == name
 
 
-def test_no_way_is_no_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_route_there_is_no_interface(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "FAR_AWAY", "127.0.0.1")
     assert interface_towards("127.0.1.1") is None
     assert interface_towards("256.0.0.1") is None

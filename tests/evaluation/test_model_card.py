@@ -1,4 +1,4 @@
-"""The adapter's model card, and its way to a stand-in for the hub."""
+"""The adapter's model card, and its upload to a fake Hub."""
 
 import base64
 import json
@@ -20,8 +20,8 @@ from lora_dist.errors import UserError
 from lora_dist.evaluation.model_card import push, write_card
 
 
-class Hub(ThreadingHTTPServer):
-    """As much of the hub's interface as making a repository and a commit takes."""
+class FakeHub(ThreadingHTTPServer):
+    """The part of the Hub's API that creating a repository and a commit needs."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -34,7 +34,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Hub
+    server: FakeHub
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -69,19 +69,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
+def hub() -> Iterator[FakeHub]:
+    with FakeHub() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
 
 
-def test_the_card_says_base_data_recipe_and_scores_with_their_signature(tmp_path: Path) -> None:
+def test_the_card_has_base_model_data_settings_and_scores_with_their_signature(tmp_path: Path) -> None:
     settings = replace(IMPROVED, train=replace(IMPROVED.train, learning_rate=2e-3))
     run = made_run(tmp_path / "mine", settings)
     write_card(run)
-    _, head, text = (run.adapter / "README.md").read_text().split("---\n", 2)
-    assert yaml.safe_load(head) == {
+    _, metadata, text = (run.adapter / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(metadata) == {
         "base_model": "gpt2",
         "library_name": "peft",
         "pipeline_tag": "text-generation",
@@ -92,26 +92,27 @@ def test_the_card_says_base_data_recipe_and_scores_with_their_signature(tmp_path
     assert "lora-dist run improved --model.name gpt2 --train.learning-rate 0.002" in text
     assert "| train.learning-rate | 0.002 |" in text
     assert "| BLEU | 0.7123 |" in text
+    assert "Trainable params: 2,359,296." in text
     signature = text[text.index("```json\n") + 8 :]
     scores = json.loads(run.scores.read_text())
     assert json.loads(signature[: signature.index("```")]) == scores["signature"]
 
 
-def test_a_base_model_in_a_folder_is_none_of_the_hubs(tmp_path: Path) -> None:
+def test_a_base_model_in_a_local_folder_is_not_in_the_metadata(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     run = made_run(tmp_path / "mine", replace(IMPROVED, model=ModelSettings(name=str(tmp_path / "base"))))
     write_card(run)
     assert "base_model:" not in (run.adapter / "README.md").read_text()
 
 
-def test_the_hub_takes_the_adapters_card(tmp_path: Path) -> None:
+def test_huggingface_hub_loads_the_card(tmp_path: Path) -> None:
     run = made_run(tmp_path / "mine")
     write_card(run)
     card = huggingface_hub.ModelCard.load(run.adapter / "README.md")
     assert card.data.base_model == "gpt2"
 
 
-def test_pushing_uploads_adapter_and_card(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_uploads_the_adapter_and_its_card(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = made_run(tmp_path / "mine")
     for name, value in {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_standin"}.items():
         monkeypatch.setenv(name, value)
@@ -123,7 +124,7 @@ def test_pushing_uploads_adapter_and_card(hub: Hub, tmp_path: Path, monkeypatch:
     assert set(hub.files) == {"README.md", "adapter_model.safetensors"}
 
 
-def test_a_hub_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = made_run(tmp_path / "mine")
     for name, value in {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x"}.items():
         monkeypatch.setenv(name, value)
@@ -134,7 +135,7 @@ def test_a_hub_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("repository", ["no such//name", "me/adapter"])
-def test_a_push_that_fails_is_one_sentence(repository: str, tmp_path: Path) -> None:
+def test_a_failing_push_is_reported_in_one_sentence(repository: str, tmp_path: Path) -> None:
     run = made_run(tmp_path / "mine")
     with pytest.raises(UserError, match=rf"--push {repository} failed .*: check the name"):
-        push(run, repository)  # offline, as all tests are
+        push(run, repository)  # tests run offline

@@ -1,10 +1,20 @@
+"""Scores of files and runs from the command line, their files and their messages."""
+
 import csv
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lora_dist.cli.main import main
+from lora_dist.errors import UserError
+from lora_dist.evaluation.scoring import score_run, sentence_tsv
+from lora_dist.files import write_json, write_jsonl, write_text
+from lora_dist.metrics import suite
+from lora_dist.metrics.readers import Instances
+from lora_dist.run_dir import RunDir
 
 Capture = pytest.CaptureFixture[str]
 
@@ -14,8 +24,8 @@ def write(path: Path, text: str | bytes) -> str:
     return str(path)
 
 
-def complaint(capsys: Capture, *arguments: str) -> str:
-    """The one sentence that a command with a mistake in it prints."""
+def error_message(capsys: Capture, *arguments: str) -> str:
+    """Run the score command and return the one sentence on stderr."""
     assert main(["score", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -25,26 +35,28 @@ def complaint(capsys: Capture, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("references", "outputs", "said"),
+    ("references", "outputs", "message"),
     [
         ("a\n\nb\n", "a\n", "has 1 outputs but"),
-        ("a\n\nb\n", "a\nb\nc\n", "outputs.txt goes on at line 3"),
+        ("a\n\nb\n", "a\nb\nc\n", "the first unmatched one is line 3 of "),
         ("a\n\n\nb\n", "a\nb\n", "references.txt, line 3: an instance has no reference"),
         ("", "a\n", "references.txt is empty"),
         ("a\n", "", "outputs.txt is empty"),
         ("a\n\nb\n", b"a\ncaf\xe9\n", "outputs.txt, line 2: this is not UTF-8"),
         (b"a\n\xff\n", "a\nb\n", "references.txt, line 2: this is not UTF-8"),
         ("a\n\nb\n", "a\n</doc>\n", "use --mteval python"),
-        (".\n\n?\n", "a\nb\n", "no reference holds a word"),
+        (".\n\n?\n", "a\nb\n", "no reference has a token"),
     ],
 )
-def test_bad_texts(references: str | bytes, outputs: str | bytes, said: str, tmp_path: Path, capsys: Capture) -> None:
+def test_wrong_plain_text_files_are_reported_in_one_sentence(
+    references: str | bytes, outputs: str | bytes, message: str, tmp_path: Path, capsys: Capture
+) -> None:
     files = write(tmp_path / "references.txt", references), write(tmp_path / "outputs.txt", outputs)
-    assert said in complaint(capsys, *files)
+    assert message in error_message(capsys, *files)
 
 
 @pytest.mark.parametrize(
-    ("references", "outputs", "said"),
+    ("references", "outputs", "message"),
     [
         ("mr,ref\na,b\nc,d,e\n", "mr,out\na,b\n", "references.csv, line 3: 3 columns"),
         ("mr,text\na,b\n", "mr,out\na,b\n", "references.csv, line 1: 1 of 2 columns look like sources"),
@@ -52,24 +64,26 @@ def test_bad_texts(references: str | bytes, outputs: str | bytes, said: str, tmp
         ("mr,ref\na,b\n", "mr,out\n", "outputs.csv has only a header"),
     ],
 )
-def test_bad_tables(references: str, outputs: str, said: str, tmp_path: Path, capsys: Capture) -> None:
+def test_wrong_tables_are_reported_in_one_sentence(
+    references: str, outputs: str, message: str, tmp_path: Path, capsys: Capture
+) -> None:
     files = write(tmp_path / "references.csv", references), write(tmp_path / "outputs.csv", outputs)
-    assert said in complaint(capsys, *files)
+    assert message in error_message(capsys, *files)
 
 
-def test_missing_files(tmp_path: Path, capsys: Capture) -> None:
-    there = write(tmp_path / "there.txt", "a\n")
-    assert "nowhere.txt cannot be read" in complaint(capsys, there, str(tmp_path / "nowhere.txt"))
-    assert "cannot be read (Is a directory)" in complaint(capsys, str(tmp_path), there)
+def test_unreadable_files_are_reported_in_one_sentence(tmp_path: Path, capsys: Capture) -> None:
+    existing = write(tmp_path / "existing.txt", "a\n")
+    assert "nowhere.txt cannot be read" in error_message(capsys, existing, str(tmp_path / "nowhere.txt"))
+    assert "cannot be read (Is a directory)" in error_message(capsys, str(tmp_path), existing)
 
 
-def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: Capture) -> None:
-    text = write(tmp_path / "there.txt", "The Eagle is a cheap pub.\nThe Mill is an expensive pub.\n")
+def test_an_unwritable_file_is_reported_in_one_sentence(tmp_path: Path, capsys: Capture) -> None:
+    text = write(tmp_path / "existing.txt", "The Eagle is a cheap pub.\nThe Mill is an expensive pub.\n")
     for option in ("--save", "--sentence-level"):
-        assert "cannot be written" in complaint(capsys, text, text, option, f"{text}/scores")
+        assert "cannot be written" in error_message(capsys, text, text, option, f"{text}/scores")
 
 
-def test_tables_go_together_by_meaning_and_their_misread_pounds_are_repaired(tmp_path: Path, capsys: Capture) -> None:
+def test_tables_are_joined_by_source_and_their_mojibake_is_fixed(tmp_path: Path, capsys: Capture) -> None:
     references = [("a", "The Eagle costs £20 at Café Rouge."), ("b", "The Mill is by the river."), ("a", "An eagle.")]
     lines = ["mr\tref", *(f"{mr}\t{text}" for mr, text in references)]
     table = write(tmp_path / "references.tsv", "\ufeff" + "\n".join(lines) + "\n")
@@ -88,16 +102,16 @@ def test_tables_go_together_by_meaning_and_their_misread_pounds_are_repaired(tmp
     assert rows[1]["BLEU"] == rows[1]["ROUGE_L"] == "1.0000"
 
 
-def test_separators_inside_an_output_shift_no_row(tmp_path: Path, capsys: Capture) -> None:
+def test_line_separators_inside_an_output_shift_no_row(tmp_path: Path, capsys: Capture) -> None:
     texts = ["The Eagle is a cheap French pub.", "Larkspur serves good Greek food.", "The Mill is by the river."]
     references = write(tmp_path / "references.txt", "\n\n".join(texts) + "\n")
-    marked = [text.replace(" is ", mark + "is ") for text, mark in zip(texts, ("\u2028", "\v", "\x85"), strict=True)]
-    outputs = write(tmp_path / "outputs.txt", "\n".join(marked) + "\n")
+    separated = [text.replace(" is ", mark + "is ") for text, mark in zip(texts, ("\u2028", "\v", "\x85"), strict=True)]
+    outputs = write(tmp_path / "outputs.txt", "\n".join(separated) + "\n")
     assert main(["score", references, outputs, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ROUGE_L"] == pytest.approx(1)
 
 
-def test_the_printed_table_ends_with_the_signature(tmp_path: Path, capsys: Capture) -> None:
+def test_the_printed_scores_end_with_the_signature(tmp_path: Path, capsys: Capture) -> None:
     text = write(tmp_path / "texts.txt", "The Eagle is a cheap pub.\nThe Mill is an expensive pub.\n")
     assert main(["score", text, text, "--mteval", "python"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -105,3 +119,57 @@ def test_the_printed_table_ends_with_the_signature(tmp_path: Path, capsys: Captu
     assert lines[0].split()[1] == "1.0000"
     assert "  BLEU: pymteval.py (-p), case-insensitive" in lines
     assert [line.split(":")[0].strip() for line in lines[-2:]] == ["references", "outputs"]
+
+
+def test_the_tsv_has_one_line_per_instance() -> None:
+    outputs = ["a\u2028b", 'say "hi"\tnow', "", "x\vy\r\nz"]
+    instances = Instances([["r"]] * 4, outputs, ["name[A]", "", "", ""])
+    text = sentence_tsv(instances, {"BLEU": np.array([0.5, 1, math.nan, 0.00004])})
+    assert text.split("\n") == [
+        "src\tsys_out\tBLEU",
+        "name[A]\ta b\t0.5000",
+        '\t"say ""hi""\tnow"\t1.0000',
+        "\t\tnan",
+        "\tx y z\t0.0000",
+        "",
+    ]
+
+
+def decoded_run(folder: Path, food: str) -> RunDir:
+    run = RunDir(folder)
+    texts = [f"Cocum has {food} food\u2028and good service.", "Zizzi is a nice place to eat."]
+    mrs = [f"name[Cocum], food[{food}]", "name[Zizzi], area[riverside]"]
+    write_jsonl(run.outputs, [{"mr": mr, "text": text} for mr, text in zip(mrs, texts, strict=True)])
+    lines = [text.replace("\u2028", " ") for text in texts]
+    write_text(run.outputs_text, "\n".join(lines) + "\n")
+    write_text(run.references_text, "\n\n".join(lines) + "\n\n")
+    write_json(run.decode_signature, {"beams": 10})
+    return run
+
+
+def test_a_killed_java_fails_the_scoring_and_the_next_scoring_has_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, compute_statistics = decoded_run(tmp_path, "French"), suite.compute_statistics
+
+    def fail_once(*_: object) -> suite.CorpusStatistics:
+        monkeypatch.setattr(suite, "compute_statistics", compute_statistics)
+        raise UserError("java failed with exit code -9")
+
+    monkeypatch.setattr(suite, "compute_statistics", fail_once)
+    with pytest.raises(UserError, match="exit code -9"):
+        score_run(run)
+    assert not run.scores.exists()
+    assert "bootstrap" in score_run(run)
+
+
+@pytest.mark.parametrize(("food", "rate"), [("French", 0.25), ("Greek", None)])
+def test_score_run_writes_the_scores_and_the_slot_error_rate(food: str, rate: float | None, tmp_path: Path) -> None:
+    run = decoded_run(tmp_path, food)
+    score_run(run)
+    scores = json.loads(run.scores.read_text())
+    assert scores["slot_error_rate"]["rate"] == rate
+    assert scores["BLEU"] == pytest.approx(1)
+    assert list(scores)[-1] == "signature"
+    if rate is None:
+        assert "food[Greek]" in scores["slot_error_rate"]["reason"]

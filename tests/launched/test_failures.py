@@ -1,4 +1,4 @@
-"""What goes wrong around a run: signals, a full disk, a rank that hangs, one that fails and is started again."""
+"""What goes wrong around a run: signals, a full disk, a rank that hangs, one that fails and is restarted."""
 
 import json
 import os
@@ -11,23 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import TIMEOUT, adapter, attempt, before_all_else, begin, launcher, lora_dist, metrics, recipe, workers
+from launching import (
+    TIMEOUT,
+    adapter,
+    attempt,
+    before_all_else,
+    begin,
+    complete_checkpoints,
+    launcher,
+    lora_dist,
+    metrics,
+    train_arguments,
+    workers,
+)
 
 from lora_dist.cli.main import main
 from lora_dist.decoding import decode
 from lora_dist.decoding.beam_search import beam_search
-from lora_dist.errors import EXIT_CODE
+from lora_dist.errors import INTERRUPTED
 from lora_dist.run_dir import RunDir
-from lora_dist.training import trainer as train
+from lora_dist.training import trainer
+from lora_dist.training.step import OptimizerStep
 
+pytestmark = pytest.mark.launched
 GRACE = 30  # seconds that a scheduler gives between its signal and SIGKILL
 
 
 @pytest.fixture(scope="module")
 def arguments(tiny_gpt2: Path, corpus: Path) -> list[str]:
-    """A training with dropout of 6 updates, two epochs of 3, and a checkpoint in the middle of each."""
+    """A training with dropout of 6 steps, two epochs of 3, and a checkpoint in the middle of each."""
     changed = ("--lora.dropout", 0.2, "--train.keep-checkpoints", 9, "--train.checkpoint-steps", 2)
-    return [str(part) for part in ("train", *recipe(tiny_gpt2, corpus), *changed)]
+    return [str(part) for part in ("train", *train_arguments(tiny_gpt2, corpus), *changed)]
 
 
 @pytest.fixture(scope="module")
@@ -43,31 +57,36 @@ def same(run: RunDir, other: RunDir) -> bool:
     return weights[0] == weights[1] and logs[0] == logs[1]
 
 
-def call_at(monkeypatch: pytest.MonkeyPatch, name: str, count: int, action: Callable[[], None]) -> None:
-    """Let `action` happen at the `count`th call of a function of train.py."""
-    function, calls = getattr(train, name), []
+PLACES: dict[str, tuple[object, str]] = {"step": (OptimizerStep, "__call__"), "dev set": (trainer, "dev_losses")}
+"""Owner and name of the functions that the tests interrupt."""
+
+
+def call_at(monkeypatch: pytest.MonkeyPatch, place: str, number: int, action: Callable[[], None]) -> None:
+    """Call `action` at the start of call `number` (from 1) of the function in `PLACES`."""
+    owner, name = PLACES[place]
+    function, calls = getattr(owner, name), []
 
     def called(*arguments: object) -> object:
         calls.append(name)
-        if len(calls) == count:
+        if len(calls) == number:
             action()
         return function(*arguments)
 
-    monkeypatch.setattr(train, name, called)
+    monkeypatch.setattr(owner, name, called)
 
 
 @pytest.mark.parametrize(
-    ("function", "call", "update", "number"),
+    ("place", "call", "step", "number"),
     [
-        *(("make_update", 2, 2, number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)),
-        *((*place, signal.SIGTERM) for place in (("make_update", 5, 5), ("dev_losses", 1, 3), ("dev_losses", 2, 6))),
+        *(("step", 2, 2, number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)),
+        *((*at, signal.SIGTERM) for at in (("step", 5, 5), ("dev set", 1, 3), ("dev set", 2, 6))),
     ],
 )
-def test_a_signal_ends_a_training_after_its_update_and_resume_ends_in_the_same_bits(
+def test_a_signal_ends_a_training_after_its_step_and_resuming_gives_the_same_bits(
     number: signal.Signals,
-    function: str,
+    place: str,
     call: int,
-    update: int,
+    step: int,
     arguments: list[str],
     finished: RunDir,
     tmp_path: Path,
@@ -77,11 +96,11 @@ def test_a_signal_ends_a_training_after_its_update_and_resume_ends_in_the_same_b
     run = RunDir(tmp_path / "run")
     handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        call_at(patch, function, call, lambda: os.kill(os.getpid(), number))
-        assert main([*arguments, "--out", str(run.root)]) == EXIT_CODE
+        call_at(patch, place, call, lambda: os.kill(os.getpid(), number))
+        assert main([*arguments, "--out", str(run.root)]) == INTERRUPTED
     assert signal.getsignal(number) == handler
-    assert f"{number.name} ended the training after update {update} of 6" in capsys.readouterr().err
-    assert run.steps()[-1] == update
+    assert f"{number.name} ended the training after step {step} of 6" in capsys.readouterr().err
+    assert complete_checkpoints(run)[-1] == step
     assert not run.adapter.exists()
     assert main([*arguments, "--resume", "--out", str(run.root)]) == 0
     assert same(run, finished)
@@ -93,14 +112,14 @@ def test_an_ignored_signal_stays_ignored(
     run = RunDir(tmp_path / "run")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        call_at(monkeypatch, "make_update", 2, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        call_at(monkeypatch, "step", 2, lambda: os.kill(os.getpid(), signal.SIGHUP))
         assert main([*arguments, "--out", str(run.root)]) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
     assert same(run, finished)
 
 
-def test_a_signal_ends_a_decoding_after_its_chunk_and_what_is_done_is_not_done_again(
+def test_a_signal_ends_a_decoding_after_its_chunk_and_no_chunk_is_decoded_twice(
     finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunDir(tmp_path / "run")
@@ -115,7 +134,7 @@ def test_a_signal_ends_a_decoding_after_its_chunk_and_what_is_done_is_not_done_a
         return beam_search(*arguments)
 
     monkeypatch.setattr(decode, "beam_search", counted)
-    assert main(["decode", str(run.root), *few]) == EXIT_CODE
+    assert main(["decode", str(run.root), *few]) == INTERRUPTED
     assert "SIGTERM ended the decoding" in capsys.readouterr().err
     assert len(chunks) == 3
     assert len(run.ledger(0).read_text().splitlines()) == 3
@@ -140,19 +159,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_ends_the_run_in_a_sentence_and_loses_no_complete_checkpoint(
+def test_a_full_disk_ends_the_run_with_one_sentence_and_loses_no_complete_checkpoint(
     small_disk: Path, arguments: list[str], finished: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunDir(small_disk / "run")
     assert main([*arguments, "--out", str(run.root)]) == 1
     assert "the disk is full" in capsys.readouterr().err
-    kept = run.steps()
+    kept = complete_checkpoints(run)
     assert 0 < len(kept) < 3
     assert not run.adapter.exists()
     for step in kept:
         for file in finished.checkpoint(step).iterdir():
             assert (run.checkpoint(step) / file.name).read_bytes() == file.read_bytes()
-    assert not list(run.root.rglob(".part.*"))  # nothing half-written takes up what room there is
+    assert not list(run.root.rglob(".part.*"))  # nothing half-written takes up space
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     assert main([*arguments, "--resume", "--out", str(run.root)]) == 0
     assert same(run, finished)
@@ -163,14 +182,14 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_loses_no_complete_checkpoint
 
 @pytest.fixture(scope="module")
 def long_training(tiny_gpt2: Path, corpus: Path) -> list[object]:
-    """42 updates with dropout, of which only the last writes a checkpoint by itself."""
+    """42 steps with dropout, of which only the last writes a checkpoint by itself."""
     changed = ("--train.epochs", 14, "--lora.dropout", 0.2, "--train.checkpoint-steps", 1000)
-    return ["train", *recipe(tiny_gpt2, corpus), *changed]
+    return ["train", *train_arguments(tiny_gpt2, corpus), *changed]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(long_training: list[object], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """What two processes that nobody disturbs come to."""
+    """The run of two processes without a failure."""
     run = RunDir(tmp_path_factory.mktemp("undisturbed") / "run")
     lora_dist(*long_training, "--out", run.root, launcher=launcher("ddp.yaml"))
     return run
@@ -189,8 +208,8 @@ def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def has_trained(run: RunDir, updates: int) -> bool:
-    return run.metrics.exists() and len(run.metrics.read_text().splitlines()) > updates
+def has_trained(run: RunDir, steps: int) -> bool:
+    return run.metrics.exists() and len(run.metrics.read_text().splitlines()) > steps
 
 
 @pytest.mark.parametrize(
@@ -202,7 +221,7 @@ def has_trained(run: RunDir, updates: int) -> bool:
         pytest.param("zero3", "rank 1", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_to_the_launcher_or_to_one_rank_ends_all_with_one_checkpoint(
+def test_a_signal_to_the_launcher_or_to_one_rank_ends_all_ranks_with_one_checkpoint(
     config: str, to: str, long_training: list[object], undisturbed: RunDir, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
@@ -215,31 +234,33 @@ def test_a_signal_to_the_launcher_or_to_one_rank_ends_all_with_one_checkpoint(
         workers(process)[1].send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=GRACE)
     assert process.returncode != 0
-    (step,) = run.steps()
+    (step,) = complete_checkpoints(run)
     assert 0 < step < 42
-    assert f"ended the training after update {step} of 42" in errors
+    assert f"ended the training after step {step} of 42" in errors
     lora_dist(*long_training, "--resume", "--out", run.root, launcher=launcher(f"{config}.yaml"))
     assert_same_adapter(run, undisturbed, exactly=config == "ddp")
     assert metrics(run.root, "step")[-1] == 42
 
 
 def sabotage(folder: Path, line: str) -> dict[str, str]:
-    """Environment of a launch in which rank 1 does `line` as it takes its share of the fourth update."""
+    """Environment of a launch in which rank 1 runs `line` when it shards the fourth step's batch."""
     code = f"""
         import time
-        import lora_dist.data.sampler as order
-        share, calls = order.micro_batches, []
+        import lora_dist.data.sampler as sampler
+        original, calls = sampler.micro_batches, []
         def sabotaged(*arguments):
             calls.append(1)
             if len(calls) == 4:
                 {line}
-            return share(*arguments)
-        order.micro_batches = sabotaged
+            return original(*arguments)
+        sampler.micro_batches = sabotaged
     """
     return before_all_else(folder, code, rank=1)
 
 
-def test_a_hanging_rank_ends_all_and_each_says_where_it_was(long_training: list[object], tmp_path: Path) -> None:
+def test_a_hanging_rank_ends_all_ranks_and_each_reports_where_it_is(
+    long_training: list[object], tmp_path: Path
+) -> None:
     run = RunDir(tmp_path / "run")
     variables = sabotage(tmp_path, "time.sleep(3600)")
     arguments = (*long_training, "--train.checkpoint-steps", 2, "--hang-timeout", 6, "--out", run.root)
@@ -248,10 +269,10 @@ def test_a_hanging_rank_ends_all_and_each_says_where_it_was(long_training: list[
     assert time.monotonic() - start < 90
     assert failed.returncode != 0
     for rank in (0, 1):
-        assert f"rank {rank} of 2 has not moved for 6 s" in failed.stderr
-    assert failed.stderr.count("It was at update 4 of 42") == 2
-    assert "in sabotaged" in failed.stderr  # the stack of the one that hangs
-    assert run.steps() == [2]
+        assert f"rank {rank} of 2 has made no progress for 6 s" in failed.stderr
+    assert failed.stderr.count("It was at step 4 of 42") == 2
+    assert "in sabotaged" in failed.stderr  # the stack of the rank that hangs
+    assert complete_checkpoints(run) == [2]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +284,7 @@ def test_a_hanging_rank_ends_all_and_each_says_where_it_was(long_training: list[
     ],
     ids=["torchrun", "accelerate ddp", "accelerate zero2"],
 )
-def test_a_failed_run_that_is_started_again_goes_on_where_it_was(
+def test_a_failed_run_that_the_launcher_restarts_resumes_from_its_checkpoint(
     start: tuple[str, ...], long_training: list[object], undisturbed: RunDir, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
@@ -272,6 +293,6 @@ def test_a_failed_run_that_is_started_again_goes_on_where_it_was(
     result = attempt(*arguments, launcher=start, **variables)
     assert result.returncode == 0, result.stderr
     assert "AssertionError: once" in result.stderr
-    assert "going on after update 2" in result.stdout
+    assert "resuming after step 2" in result.stderr
     assert_same_adapter(run, undisturbed, exactly="zero2" not in " ".join(start))
-    assert json.loads((run.checkpoint(42) / "state.json").read_text())["updates"] == 42
+    assert json.loads((run.checkpoint(42) / "state.json").read_text())["steps"] == 42

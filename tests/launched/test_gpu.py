@@ -1,4 +1,4 @@
-"""One GPU beside the CPU: the same training, sentences and strategies, and the memory that `plan` foretells."""
+"""One GPU compared with the CPU: the same training, sentences and strategies, and the memory that `plan` predicts."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import assert_same_training, attempt, launcher, recipe
+from launching import assert_same_training, attempt, complete_checkpoints, launcher, train_arguments
 from safetensors.torch import load_file
 from transformers import GenerationConfig, GPT2LMHeadModel
 
@@ -17,26 +17,30 @@ from lora_dist.data.e2e import group_by_mr, load_split
 from lora_dist.data.synthetic import write_corpus
 from lora_dist.data.tokens import encode_prompts
 from lora_dist.decoding.beam_search import beam_search
-from lora_dist.decoding.kv_cache import prepare
+from lora_dist.decoding.kv_cache import lay_out
 from lora_dist.model.base import load_base, load_tokenizer
 from lora_dist.run_dir import RunDir
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.launched,
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 DROPOUT = ("--model.dropout", "0.1", "--lora.dropout", "0.1")
 
 
 @pytest.fixture(scope="module")
 def arguments(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """6 updates, the last of an epoch with one example; no dropout, for each device draws its own."""
+    """6 steps, the last of an epoch with one example; no dropout, as each device draws its own."""
     corpus = tmp_path_factory.mktemp("gpu") / "corpus"
     write_corpus(corpus, seed=2, num_train_mrs=12)
-    return [*map(str, recipe(tiny_gpt2, corpus)), "--train.keep-checkpoints", "9"]
+    return [*map(str, train_arguments(tiny_gpt2, corpus)), "--train.keep-checkpoints", "9"]
 
 
 @pytest.fixture(autouse=True)
 def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a launcher the command would choose bf16."""
+    """Train in fp32: without a launcher the command would choose bf16."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
 
 
@@ -75,7 +79,7 @@ def test_a_gpu_learns_in_bf16_what_it_learns_in_fp32(
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_gpu_repeats_and_resumes_to_the_bit(
+def test_training_on_a_gpu_repeats_and_resumes_to_the_bit(
     precision: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
@@ -104,9 +108,9 @@ def test_zero_resumes_on_a_gpu(config: str, arguments: list[str], tmp_path: Path
 
 
 def cut_short(run: RunDir) -> None:
-    """Leave what a kill between the second and the fourth update would."""
+    """Leave what a kill between the second and the fourth step would leave."""
     shutil.rmtree(run.adapter)
-    for step in run.steps():
+    for step in complete_checkpoints(run):
         if step > 2:
             (run.checkpoint(step) / "COMPLETE").unlink()
 
@@ -131,7 +135,7 @@ def test_scope_all_is_transformers_generate_on_a_gpu(early_stopping: str, shared
     tokenizer = load_tokenizer(model_settings)
     gpt2 = load_base(model_settings, tokenizer, torch.float32).cuda().eval()
     mrs = [group.mr for group in group_by_mr(load_split(DataSettings(dir=shared / "e2e"), "test"))][::40]
-    asked, eos = encode_prompts(tokenizer, mrs), tokenizer.eos_token_id
+    prompts, eos = encode_prompts(tokenizer, mrs), tokenizer.eos_token_id
     settings = DecodeSettings(ngram_scope="all", early_stopping=early_stopping, max_new_tokens=40)  # type: ignore[arg-type]
     config = GenerationConfig(
         num_beams=settings.num_beams,
@@ -143,8 +147,8 @@ def test_scope_all_is_transformers_generate_on_a_gpu(early_stopping: str, shared
         eos_token_id=eos,
         pad_token_id=eos,
     )
-    expected = [generate(gpt2, prompt, config) for prompt in asked]
-    found = beam_search(prepare(gpt2), asked, settings, eos)
+    expected = [generate(gpt2, prompt, config) for prompt in prompts]
+    found = beam_search(lay_out(gpt2), prompts, settings, eos)
     assert [sentences[0].tokens for sentences in found] == expected
 
 
@@ -157,15 +161,15 @@ def generate(gpt2: GPT2LMHeadModel, prompt: list[int], config: GenerationConfig)
 
 def test_every_strategy_on_one_gpu_is_the_same_training(tiny_gpt2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["verify", "--model", str(tiny_gpt2), "--processes", "1", "--accumulation", "2"])
-    said = capsys.readouterr().out
-    assert code == 0, said
-    assert "6 of 6 are the same" in said
+    table = capsys.readouterr().out
+    assert code == 0, table
+    assert "6 of 6 are the same" in table
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("preset", ["baseline", "improved"])
-def test_a_training_takes_the_gpu_memory_that_was_planned(
+def test_a_training_uses_the_gpu_memory_planned(
     preset: str, precision: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", {"fp32": "no", "bf16": "bf16"}[precision])

@@ -1,4 +1,4 @@
-"""A process killed at any moment costs time and nothing else: the run goes on to the very result."""
+"""A process killed at any moment costs only time: the resumed run gives the same result."""
 
 import random
 import subprocess
@@ -10,16 +10,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import TIMEOUT, attempt, before_all_else, begin, launcher, lora_dist, recipe, workers
+from launching import TIMEOUT, attempt, before_all_else, begin, launcher, lora_dist, train_arguments, workers
 
+pytestmark = pytest.mark.launched
 BEAMS = ("--decode.num-beams", 10, "--decode.batch-tokens", 1, "--decode.max-new-tokens", 48)
-LAST_WORDS = 60  # seconds in which a launcher has to end once one of its processes was killed
+END_SECONDS = 60  # in which a launcher has to end once one of its processes was killed
 
 
 def command(tiny_gpt2: Path, corpus: Path, out: Path) -> list[object]:
-    """A run with dropout, over four epochs of three updates each, and a checkpoint after every update."""
+    """A run with dropout, over four epochs of three steps each, and a checkpoint after every step."""
     changed = ("--train.epochs", 4, "--train.checkpoint-steps", 1, "--lora.dropout", 0.2)
-    return ["run", *recipe(tiny_gpt2, corpus), *changed, *BEAMS, "--out", out]
+    return ["run", *train_arguments(tiny_gpt2, corpus), *changed, *BEAMS, "--out", out]
 
 
 def result(out: Path) -> list[bytes]:
@@ -29,21 +30,21 @@ def result(out: Path) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_gpt2: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """What a run in two processes leaves that nobody killed."""
+    """The result of a run in two processes without a kill."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     lora_dist(*command(tiny_gpt2, corpus, out), launcher=launcher("ddp.yaml"))
     return result(out)
 
 
 def kill_when(ready: Callable[[], bool], process: subprocess.Popen[str], rank: int) -> bool:
-    """Kill one rank as soon as `ready`, and see the launcher end; False if the run was over before."""
+    """Kill one rank as soon as `ready`, and check that the launcher ends; False if the run was complete before."""
     deadline = time.monotonic() + TIMEOUT
     while process.poll() is None and not ready():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     with suppress(psutil.NoSuchProcess, IndexError):  # it may just have ended
         workers(process)[rank].kill()
-    _, errors = process.communicate(timeout=LAST_WORDS)
+    _, errors = process.communicate(timeout=END_SECONDS)
     if process.returncode == 0:
         return False
     assert "SIGKILL" in errors or "Signal 9" in errors or "exitcode" in errors, errors
@@ -51,7 +52,7 @@ def kill_when(ready: Callable[[], bool], process: subprocess.Popen[str], rank: i
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_killed_in_training_and_again_in_decoding(
+def test_a_run_with_a_rank_killed_in_training_and_in_decoding_gives_the_same_result(
     rank: int, tiny_gpt2: Path, corpus: Path, undisturbed: list[bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -67,7 +68,7 @@ def test_a_rank_killed_in_training_and_again_in_decoding(
     lora_dist(*arguments, "--resume", launcher=launcher("ddp.yaml"))
     assert result(out) == undisturbed
     ledger = "".join(file.read_text() for file in ledgers.glob("rank-*.jsonl"))
-    assert all(ledger.count(line) == 1 for line in kept)  # what was decoded is not decoded again
+    assert all(ledger.count(line) == 1 for line in kept)  # no sentence is decoded twice
 
 
 def passed(moment: float) -> bool:
@@ -76,7 +77,7 @@ def passed(moment: float) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_twenty_kills_at_random_moments(
+def test_runs_with_twenty_kills_at_random_moments_give_the_same_result(
     tiny_gpt2: Path, corpus: Path, undisturbed: list[bytes], tmp_path: Path
 ) -> None:
     draw, kills, number = random.Random(0), 0, 0
@@ -95,7 +96,9 @@ def test_twenty_kills_at_random_moments(
         assert result(out) == undisturbed
 
 
-def test_an_exception_on_one_rank_ends_all_with_its_words(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
+def test_an_exception_on_one_rank_ends_all_ranks_with_its_message(
+    tiny_gpt2: Path, corpus: Path, tmp_path: Path
+) -> None:
     code = """
         import lora_dist.data.sampler
         def broken(*_): raise MemoryError('rank 1 has no memory left')
@@ -107,4 +110,4 @@ def test_an_exception_on_one_rank_ends_all_with_its_words(tiny_gpt2: Path, corpu
     failed = attempt(*command(tiny_gpt2, corpus, out), launcher=launcher("ddp.yaml"), **variables)
     assert failed.returncode != 0
     assert "rank 1 has no memory left" in failed.stderr
-    assert time.monotonic() - start < LAST_WORDS
+    assert time.monotonic() - start < END_SECONDS

@@ -1,18 +1,20 @@
-"""The real commands under the real launcher, in several processes over gloo, against one process."""
+"""The real commands under the real launcher, in several processes over gloo, compared with one process."""
 
 import json
 import socket
 from pathlib import Path
 
 import pytest
-from launching import assert_same_training, attempt, before_all_else, launcher, lora_dist, recipe
+from launching import assert_same_training, attempt, before_all_else, launcher, lora_dist, train_arguments
+
+pytestmark = pytest.mark.launched
 
 
 @pytest.fixture(scope="module")
 def reference(tiny_gpt2: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process without a launcher."""
     out = tmp_path_factory.mktemp("reference") / "run"
-    lora_dist("train", *recipe(tiny_gpt2, corpus), "--out", out)
+    lora_dist("train", *train_arguments(tiny_gpt2, corpus), "--out", out)
     return out
 
 
@@ -21,7 +23,7 @@ def test_every_config_trains_what_one_process_trains(
     config: str, tiny_gpt2: Path, corpus: Path, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    lora_dist("train", *recipe(tiny_gpt2, corpus), "--out", out, launcher=launcher(f"{config}.yaml"))
+    lora_dist("train", *train_arguments(tiny_gpt2, corpus), "--out", out, launcher=launcher(f"{config}.yaml"))
     world = json.loads((out / "config.json").read_text())["world"]
     strategy = config.removesuffix("_offload")
     assert (world["strategy"], world["processes"]) == (strategy, 1 if config == "single" else 2)
@@ -34,32 +36,32 @@ def test_torchrun_without_any_flag_joins_its_processes_and_accumulation_changes_
     out = tmp_path / "run"
     torchrun = ("torch.distributed.run", "--nproc_per_node", "2", "--standalone")
     extra = ("--train.accumulation-steps", 2, "--out", out)
-    result = attempt("train", *recipe(tiny_gpt2, corpus), *extra, launcher=torchrun)
+    result = attempt("train", *train_arguments(tiny_gpt2, corpus), *extra, launcher=torchrun)
     assert result.returncode == 0, result.stderr
     assert json.loads((out / "config.json").read_text())["world"]["processes"] == 2
     assert_same_training(out, reference)
 
 
-def test_a_checkpoint_of_one_process_goes_on_under_another_strategy(
+def test_a_checkpoint_of_one_process_resumes_under_another_strategy(
     tiny_gpt2: Path, corpus: Path, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    lora_dist("train", *recipe(tiny_gpt2, corpus), "--train.keep-checkpoints", 9, "--out", out)
+    lora_dist("train", *train_arguments(tiny_gpt2, corpus), "--train.keep-checkpoints", 9, "--out", out)
     for step in (4, 6):
         (out / "checkpoints" / f"step-{step:06d}" / "COMPLETE").unlink()
     (out / "adapter" / "adapter_model.safetensors").unlink()
-    lora_dist("train", *recipe(tiny_gpt2, corpus), "--out", out, "--resume", launcher=launcher("zero2.yaml"))
+    lora_dist("train", *train_arguments(tiny_gpt2, corpus), "--out", out, "--resume", launcher=launcher("zero2.yaml"))
     assert_same_training(out, reference)
 
 
 @pytest.mark.parametrize("others", [(1, 3), pytest.param((7,), marks=pytest.mark.slow)])
-def test_run_in_two_processes_leaves_every_file_and_decodes_the_same_bytes_as_others(
+def test_run_in_two_processes_writes_every_file_and_decodes_the_same_bytes_as_other_world_sizes(
     others: tuple[int, ...], tiny_gpt2: Path, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     settings = ["--decode.num-beams", 3, "--decode.max-new-tokens", 12, "--decode.batch-tokens", 250]
     settings += ["--decode.num-return", 2, "--decode.limit", 11]
-    lora_dist("run", *recipe(tiny_gpt2, corpus), *settings, "--out", out, launcher=launcher("ddp.yaml"))
+    lora_dist("run", *train_arguments(tiny_gpt2, corpus), *settings, "--out", out, launcher=launcher("ddp.yaml"))
     names = ["config.json", "metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"]
     names += ["checkpoints/step-000006/COMPLETE", "decode/outputs.jsonl", "decode/outputs.txt", "decode/references.txt"]
     names += ["scores.json", "report.md", "report.html"]
@@ -79,13 +81,13 @@ def test_run_in_two_processes_leaves_every_file_and_decodes_the_same_bytes_as_ot
         assert (out / "decode" / "outputs.jsonl").read_bytes() == two
 
 
-def test_a_kill_while_deepspeed_compiles_does_not_hold_up_the_next_start(
+def test_a_kill_while_deepspeed_compiles_does_not_block_the_next_start(
     tiny_gpt2: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    lock = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"  # torch waits until whoever made it removes it
+    lock = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"  # torch waits until its creator removes it
     lock.parent.mkdir(parents=True)
     lock.touch()
-    command = ["train", *recipe(tiny_gpt2, corpus), "--train.max-steps", 2, "--out", tmp_path / "run"]
+    command = ["train", *train_arguments(tiny_gpt2, corpus), "--train.max-steps", 2, "--out", tmp_path / "run"]
     where = str(lock.parent.parent)
     done = attempt(*command, launcher=launcher("zero2.yaml"), TORCH_EXTENSIONS_DIR=where)
     assert done.returncode == 0, done.stderr
@@ -101,7 +103,7 @@ def test_copies_that_do_not_know_of_each_other_are_refused(tmp_path: Path) -> No
 
 
 def with_own(end: str) -> tuple[str, ...]:
-    """torchrun for two ranks, each with an `end` of its own to its command line."""
+    """torchrun for two ranks; the shell expands `end`, the last arguments, on each rank."""
     torchrun = ("torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--no_python")
     return (*torchrun, "bash", "-c", f'exec python "$@" {end}', "bash")
 
@@ -110,7 +112,7 @@ def test_ranks_that_do_not_share_the_run_directory_are_refused(tiny_gpt2: Path, 
     variables = before_all_else(
         tmp_path, "from lora_dist.distributed import consistency; consistency.FILE_PATIENCE = 1.0"
     )
-    command = ["train", *recipe(tiny_gpt2, corpus)]
+    command = ["train", *train_arguments(tiny_gpt2, corpus)]
     result = attempt(*command, launcher=with_own(f"--out {tmp_path}/$RANK"), **variables)
     assert result.returncode != 0
     here = socket.gethostname()
@@ -118,8 +120,8 @@ def test_ranks_that_do_not_share_the_run_directory_are_refused(tiny_gpt2: Path, 
     assert [file for file in tmp_path.glob("[01]/**/*") if file.is_file()] == []
 
 
-def test_ranks_that_were_told_different_things_are_refused(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
-    command = ["train", *recipe(tiny_gpt2, corpus), "--out", tmp_path / "run"]
+def test_ranks_with_different_settings_are_refused(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
+    command = ["train", *train_arguments(tiny_gpt2, corpus), "--out", tmp_path / "run"]
     result = attempt(*command, launcher=with_own("--train.checkpoint-steps $((RANK + 3))"))
     assert result.returncode != 0
     here = socket.gethostname()

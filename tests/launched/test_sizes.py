@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_dist.cli.main import main
 
+pytestmark = pytest.mark.launched
 SIZES = {"small": {}, "medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
 COUNTS = {
     ("small", "baseline"): 147_456,
@@ -22,7 +23,7 @@ COUNTS = {
 @pytest.mark.shared
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("size", "preset"), list(COUNTS))
-def test_both_sizes_train_a_few_updates_with_the_papers_counts(
+def test_both_sizes_train_a_few_steps_with_the_papers_counts(
     size: str, preset: str, shared: Path, tmp_path: Path
 ) -> None:
     base, run = tmp_path / size, tmp_path / "run"

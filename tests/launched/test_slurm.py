@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import ROOT, TIMEOUT, assert_same_training, lora_dist, recipe
+from launching import ROOT, TIMEOUT, assert_same_training, lora_dist, train_arguments
+
+pytestmark = pytest.mark.launched
 
 SRUN = """#!/usr/bin/env bash
-# One task a node, all on this machine; the step fails as its first failing task does.
+# One task per node, all on this machine; the step fails as its first failing task does.
 [ "$1" = --kill-on-bad-exit=1 ] && shift
 export SLURM_STEP_NUM_TASKS=$SLURM_NNODES
 for ((node = 0; node < SLURM_NNODES; node++)); do SLURM_NODEID=$node "$@" & tasks+=($!); done
@@ -59,14 +61,14 @@ def sbatch(environment: dict[str, str], *arguments: object) -> subprocess.Comple
 def test_the_batch_script_joins_its_nodes(
     cluster: dict[str, str], tiny_gpt2: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    out, alone = tmp_path / "a run's folder", tmp_path / "one"
-    command = [*recipe(tiny_gpt2, corpus), "--decode.limit", 3, "--decode.max-new-tokens", 8]
+    out, single = tmp_path / "a run's folder", tmp_path / "one"
+    command = [*train_arguments(tiny_gpt2, corpus), "--decode.limit", 3, "--decode.max-new-tokens", 8]
     done = sbatch(cluster, *command, "--out", out)
     assert done.returncode == 0, done.stderr
     assert json.loads((out / "config.json").read_text())["world"]["processes"] == 2
     assert (out / "scores.json").is_file()
-    lora_dist("train", *command, "--out", alone)
-    assert_same_training(out, alone)
+    lora_dist("train", *command, "--out", single)
+    assert_same_training(out, single)
 
 
 def test_a_mistake_fails_the_job(cluster: dict[str, str], tmp_path: Path) -> None:

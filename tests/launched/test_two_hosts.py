@@ -1,6 +1,6 @@
-"""Two machines, played by two network namespaces: a cable (a veth pair) is all that joins them.
+"""Two machines, simulated by two network namespaces that only a cable (a veth pair) connects.
 
-Each has its own name, its own addresses and one core, and knows itself by 127.0.1.1, as Debian sets a machine up.
+Each has its own name, its own addresses and one core, and resolves its own name to 127.0.1.1, as Debian does.
 """
 
 import os
@@ -22,15 +22,15 @@ from launching import (
     launcher,
     lora_dist,
     metrics,
-    recipe,
     start,
+    train_arguments,
     workers,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.launched, pytest.mark.slow, pytest.mark.timeout(900)]
 
 DECODING = ("--decode.num-beams", 3, "--decode.max-new-tokens", 12, "--decode.batch-tokens", 250, "--decode.limit", 11)
-LAST_WORDS = 60  # seconds in which both launchers have to end once a process of one of them was killed
+END_SECONDS = 60  # in which both launchers have to end once a process of one of them was killed
 Result = tuple[int, str]
 
 
@@ -52,15 +52,15 @@ class Host:
         ).stdout
 
     def sent(self) -> int:
-        """Bytes that went into the cable here."""
+        """Bytes that this host has sent through the cable."""
         return int(self.run("cat", f"/sys/class/net/{self.cable}/statistics/tx_bytes"))
 
     def begin(self, *arguments: object, launcher: tuple[str, ...], hidden: Path | None = None) -> subprocess.Popen[str]:
-        """Start a command of the package; a folder `hidden` is an empty one of this host's own."""
-        words = [f"echo {self.name} > /proc/sys/kernel/hostname"]
-        words += [] if hidden is None else [f"mount -t tmpfs none {hidden}"]  # ip netns exec has mounts of its own
-        words += [f'exec taskset --cpu-list {self.core} "$@"']
-        here = ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", " && ".join(words), "sh"]
+        """Start a command of the package; the folder `hidden` is empty on this host."""
+        steps = [f"echo {self.name} > /proc/sys/kernel/hostname"]
+        steps += [] if hidden is None else [f"mount -t tmpfs none {hidden}"]  # ip netns exec has its own mounts
+        steps += [f'exec taskset --cpu-list {self.core} "$@"']
+        here = ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", " && ".join(steps), "sh"]
         return start([*here, *command_line(*arguments, launcher=launcher)])
 
 
@@ -84,13 +84,13 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def _etc(host: Host) -> Path:
-    """What ip netns exec puts over the files of /etc."""
+    """Files that ip netns exec mounts over those of /etc."""
     return Path("/etc/netns") / host.name
 
 
 def _connect(first: Host, second: Host) -> None:
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
     for host in (first, second):
         ip("netns", "add", host.name)
@@ -115,7 +115,7 @@ def launched(
     processes: int = 2,
     hidden: Path | None = None,
 ) -> Iterator[tuple[subprocess.Popen[str], subprocess.Popen[str]]]:
-    """The same command on both hosts, as README says; `hidden` is the first's alone."""
+    """The same command on both hosts, as in the README; only the first sees the folder `hidden`."""
 
     def on(rank: int) -> subprocess.Popen[str]:
         where = ("--num_machines", "2", "--machine_rank", str(rank), "--main_process_ip", hosts[0].name)
@@ -134,7 +134,7 @@ def launched(
 
 
 def results(started: tuple[subprocess.Popen[str], ...], seconds: float) -> list[Result]:
-    """Exit code and all words of each, which have to end within `seconds`."""
+    """Exit code and output of each process, which have to end within `seconds`."""
     deadline, found = time.monotonic() + seconds, []
     for process in started:
         output, errors = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
@@ -145,7 +145,7 @@ def results(started: tuple[subprocess.Popen[str], ...], seconds: float) -> list[
 @pytest.fixture(scope="module")
 def one_process(tiny_gpt2: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one") / "run"
-    lora_dist("run", *recipe(tiny_gpt2, corpus), *DECODING, "--out", out)
+    lora_dist("run", *train_arguments(tiny_gpt2, corpus), *DECODING, "--out", out)
     return out
 
 
@@ -163,18 +163,18 @@ def test_two_hosts_train_and_decode_what_one_host_does(
     one_process: Path,
     tmp_path: Path,
 ) -> None:
-    out, alone = tmp_path / "two", tmp_path / "one"
-    command = ["run", *recipe(tiny_gpt2, corpus), *DECODING, "--out"]
+    out, single = tmp_path / "two", tmp_path / "one"
+    command = ["run", *train_arguments(tiny_gpt2, corpus), *DECODING, "--out"]
     before = [host.sent() for host in hosts]
     with launched(hosts, *command, out, config=config, processes=processes) as started:
-        for code, words in results(started, TIMEOUT):
-            assert code == 0, words
+        for code, output in results(started, TIMEOUT):
+            assert code == 0, output
     sent = [host.sent() - count for host, count in zip(hosts, before, strict=True)]
-    # In each update each host has to learn as many numbers as the gradient has, of which it has only its own part.
+    # In each step each host sends at least its own gradient to the other.
     gradients = adapter(out).numel() * 4 * len(metrics(out, "lr"))
     assert min(sent) >= gradients
-    lora_dist(*command, alone, launcher=launcher(on_one_host, processes))
-    for other in (alone, one_process):
+    lora_dist(*command, single, launcher=launcher(on_one_host, processes))
+    for other in (single, one_process):
         assert_same_training(out, other)
         assert (out / "decode" / "outputs.txt").read_bytes() == (other / "decode" / "outputs.txt").read_bytes()
     by_two_hosts = (out / "decode" / "outputs.jsonl").read_bytes()
@@ -184,7 +184,7 @@ def test_two_hosts_train_and_decode_what_one_host_does(
 
 
 def wait_for(file: Path) -> None:
-    """Until something stands in it."""
+    """Wait until a file is not empty."""
     deadline = time.monotonic() + TIMEOUT
     while not file.is_file() or not file.stat().st_size:
         assert time.monotonic() < deadline
@@ -198,13 +198,13 @@ def test_a_rank_killed_on_the_second_host_ends_both_launchers(
     out = tmp_path / "run"
     epochs = ("--train.epochs", 1000 if stage == "training" else 1)
     beams = ("--decode.num-beams", 10, "--decode.max-new-tokens", 48, "--decode.batch-tokens", 1)
-    with launched(hosts, "run", *recipe(tiny_gpt2, corpus), *epochs, *beams, "--out", out) as started:
+    with launched(hosts, "run", *train_arguments(tiny_gpt2, corpus), *epochs, *beams, "--out", out) as started:
         wait_for(out / ("metrics.jsonl" if stage == "training" else "decode/ledger/rank-0001.jsonl"))
         (victim,) = workers(started[1])
         victim.kill()
-        ended = results(started, LAST_WORDS)
-    for code, words in ended:
-        assert code != 0, words
+        ended = results(started, END_SECONDS)
+    for code, output in ended:
+        assert code != 0, output
     assert not (out / "decode" / "outputs.jsonl").exists()
 
 
@@ -212,14 +212,14 @@ def test_a_cut_cable_ends_both_launchers(
     hosts: tuple[Host, Host], tiny_gpt2: Path, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    command = ["train", *recipe(tiny_gpt2, corpus), "--train.epochs", 1000, "--hang-timeout", 20, "--out", out]
+    command = ["train", *train_arguments(tiny_gpt2, corpus), "--train.epochs", 1000, "--hang-timeout", 20, "--out", out]
     with launched(hosts, *command) as started:
         wait_for(out / "metrics.jsonl")
         hosts[1].run("ip", "link", "set", hosts[1].cable, "down")
-        ended = results(started, LAST_WORDS)
-    for rank, (code, words) in enumerate(ended):
-        assert code != 0, words
-        assert f"rank {rank} of 2 has not moved for 20 s" in words
+        ended = results(started, END_SECONDS)
+    for rank, (code, output) in enumerate(ended):
+        assert code != 0, output
+        assert f"rank {rank} of 2 has made no progress for 20 s" in output
 
 
 @pytest.mark.parametrize("what", ["train", "decode"])
@@ -230,11 +230,11 @@ def test_a_run_directory_that_the_second_host_does_not_share_is_refused(
     if what == "decode":
         shutil.copytree(one_process, out)
     left = sorted(tmp_path.rglob("*"))
-    command = ["train", *recipe(tiny_gpt2, corpus), "--out", out] if what == "train" else ["decode", out]
+    command = ["train", *train_arguments(tiny_gpt2, corpus), "--out", out] if what == "train" else ["decode", out]
     with launched(hosts, *command, hidden=tmp_path) as started:
         ended = results(started, TIMEOUT)
     problem = f"lora-dist: --out {out} of {hosts[0].name} is not the same folder on {hosts[1].name}: "
-    for code, words in ended:
-        assert code != 0, words
-        assert problem in words
-    assert set(tmp_path.rglob("*")) - {out} <= set(left)  # an empty folder at the most
+    for code, output in ended:
+        assert code != 0, output
+        assert problem in output
+    assert set(tmp_path.rglob("*")) - {out} <= set(left)  # at most an empty folder

@@ -1,4 +1,4 @@
-"""The official script's printed scores, to the 4 decimals it prints: from the command line and through evaluate."""
+"""Equality with the official script's scores to its 4 decimals, from the command line and through `evaluate`."""
 
 import json
 import os
@@ -16,15 +16,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SETS = ("test-template", "test-human-loo", "dev-noisy")
 VARIANTS = ("perl", "python")
 
-# Run in a process of its own: evaluate reads its settings when it is imported.
-THROUGH_EVALUATE = """
+# Runs in a separate process, because evaluate reads its settings at import.
+EVALUATE_SCRIPT = """
 import json, socket, sys
 from pathlib import Path
 
-def refuse(*_, **__):
-    raise AssertionError("the network was asked for")
+def fail(*_, **__):
+    raise AssertionError("a network access")
 
-socket.socket.connect = socket.getaddrinfo = refuse
+socket.socket.connect = socket.getaddrinfo = fail
 import evaluate
 import lora_dist.metrics.suite
 
@@ -35,11 +35,11 @@ print(json.dumps([metric.compute(**job) for job in jobs]))
 """
 
 
-def through_evaluate(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, float]]:
-    """The scores evaluate computes from any folder, without a network or anything in its cache."""
+def scores_from_evaluate(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, float]]:
+    """Compute scores with evaluate in `folder`, without network and with an empty cache."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
     done = subprocess.run(
-        [sys.executable, "-c", THROUGH_EVALUATE],
+        [sys.executable, "-c", EVALUATE_SCRIPT],
         input=json.dumps(jobs),
         capture_output=True,
         text=True,
@@ -48,30 +48,32 @@ def through_evaluate(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    answers: list[dict[str, float]] = json.loads(done.stdout)
-    return answers
+    scores: list[dict[str, float]] = json.loads(done.stdout)
+    return scores
 
 
-def expected(shared: Path, name: str, variant: str) -> dict[str, str]:
+def official_scores(shared: Path, name: str, variant: str) -> dict[str, str]:
     scores = json.loads((shared / "golden" / "scores.json").read_text())[name]
     return {metric: f"{(scores if metric in scores else scores[variant])[metric]:.4f}" for metric in METRICS}
 
 
-def printed(scores: dict[str, Any]) -> dict[str, str]:
+def to_4_decimals(scores: dict[str, Any]) -> dict[str, str]:
     return {metric: f"{scores[metric]:.4f}" for metric in METRICS}
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_from_the_command_line(name: str, variant: str, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_score_command_prints_the_official_scores(
+    name: str, variant: str, shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = [str(shared / "golden" / f"{name}.{end}.txt") for end in ("refs", "sys")]
     assert main(["score", *files, "--mteval", variant, "--json"]) == 0
-    assert printed(json.loads(capsys.readouterr().out)) == expected(shared, name, variant)
+    assert to_4_decimals(json.loads(capsys.readouterr().out)) == official_scores(shared, name, variant)
 
 
 @pytest.mark.shared
-def test_through_evaluate(shared: Path, tmp_path: Path) -> None:
+def test_evaluate_computes_the_official_scores(shared: Path, tmp_path: Path) -> None:
     jobs = []
     for name in SETS:
         groups = (shared / "golden" / f"{name}.refs.txt").read_text().strip("\n").split("\n\n")
@@ -80,13 +82,13 @@ def test_through_evaluate(shared: Path, tmp_path: Path) -> None:
             "references": [group.split("\n") for group in groups],
         }
         jobs += [{**texts, "mteval": variant} for variant in VARIANTS]
-    wanted = [expected(shared, name, variant) for name in SETS for variant in VARIANTS]
-    assert [printed(scores) for scores in through_evaluate(jobs, tmp_path)] == wanted
+    expected = [official_scores(shared, name, variant) for name in SETS for variant in VARIANTS]
+    assert [to_4_decimals(scores) for scores in scores_from_evaluate(jobs, tmp_path)] == expected
 
 
-def test_evaluate_takes_one_reference_or_several(tmp_path: Path) -> None:
+def test_evaluate_takes_one_or_several_references_per_prediction(tmp_path: Path) -> None:
     texts = ["The Eagle is a cheap French pub by the river.", "Larkspur serves good Greek food near the harbour."]
-    one, several = through_evaluate(
+    one, several = scores_from_evaluate(
         [
             {"predictions": texts, "references": texts},
             {"predictions": texts, "references": [["Another.", texts[0]], [texts[1]]]},
@@ -99,7 +101,7 @@ def test_evaluate_takes_one_reference_or_several(tmp_path: Path) -> None:
     assert several["CIDEr"] < 10  # the mean over the references
 
 
-def test_a_sentence_that_is_its_only_reference_scores_full_marks(
+def test_outputs_equal_to_their_only_reference_have_the_maximum_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     references, outputs = tmp_path / "references.txt", tmp_path / "outputs.txt"

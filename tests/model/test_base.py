@@ -1,12 +1,10 @@
-import json
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from damage import Damage, overwriting, removing, rewriting
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
@@ -14,54 +12,20 @@ from lora_dist.config import DataSettings, LoraSettings, ModelSettings
 from lora_dist.data.e2e import Example, load_split
 from lora_dist.data.tokens import REFERENCE_TOKEN, encode_prompts, tokenize
 from lora_dist.errors import UserError
-from lora_dist.model import base as model
 from lora_dist.model import lora
-
-SETTINGS = LoraSettings(rank=2, alpha=4.0, dropout=0.25, targets=("c_attn", "c_fc"), init="gaussian")
+from lora_dist.model.base import base_fingerprint, identify, load_base, load_tokenizer, set_reference_row
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[GPT2LMHeadModel, Any]:
     settings = ModelSettings(name=str(folder))
-    tokenizer = model.load_tokenizer(settings)
-    return model.load_base(settings, tokenizer, dtype), tokenizer
+    tokenizer = load_tokenizer(settings)
+    return load_base(settings, tokenizer, dtype), tokenizer
 
 
 @pytest.fixture
 def copy(tmp_path: Path, tiny_gpt2: Path) -> Path:
     """A copy of the tiny GPT-2's folder, to be damaged."""
     return Path(shutil.copytree(tiny_gpt2, tmp_path / "gpt2"))
-
-
-@pytest.fixture
-def adapter(tmp_path: Path, tiny_gpt2: Path) -> Path:
-    """Folder of an adapter of the tiny GPT-2."""
-    gpt2, tokenizer = load(tiny_gpt2)
-    identity = model.identify(gpt2, tokenizer, str(tiny_gpt2))
-    model.inject(gpt2, SETTINGS, seed=1)
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    model.save_adapter(folder, {name: p.detach() for name, p in lora.parameters(gpt2).items()}, SETTINGS, identity)
-    return folder
-
-
-Damage = Callable[[Path], object]
-
-
-def rewriting(name: str, **changes: object) -> Damage:
-    """Damages a folder by changing keys of a JSON file in it."""
-
-    def rewrite(folder: Path) -> None:
-        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
-
-    return rewrite
-
-
-def overwriting(name: str, data: bytes) -> Damage:
-    return lambda folder: (folder / name).write_bytes(data)
-
-
-def removing(name: str) -> Damage:
-    return lambda folder: (folder / name).unlink()
 
 
 # The reference token
@@ -79,18 +43,18 @@ def test_the_reference_tokens_row_is_the_mean_of_all_others_on_both_sides(tiny_g
 
 def test_a_checkpoint_that_has_the_token_keeps_its_row_and_is_the_same_base(tmp_path: Path, tiny_gpt2: Path) -> None:
     gpt2, tokenizer = load(tiny_gpt2)
-    model.set_reference_row(gpt2, tokenizer, torch.arange(32.0))
+    set_reference_row(gpt2, tokenizer, torch.arange(32.0))
     gpt2.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     again, tokenizer_again = load(tmp_path)
     assert len(tokenizer_again) == len(again.transformer.wte.weight) == 301
     assert again.transformer.wte.weight[300].tolist() == list(range(32))
-    assert model.base_fingerprint(again, tokenizer_again) == model.base_fingerprint(*load(tiny_gpt2))
+    assert base_fingerprint(again, tokenizer_again) == base_fingerprint(*load(tiny_gpt2))
 
 
 @pytest.mark.shared
-def test_no_lone_space_stands_beside_the_reference_token(shared: Path) -> None:
-    tokenizer = model.load_tokenizer(ModelSettings(name=str(shared / "mini-gpt2")))
+def test_no_lone_space_token_is_next_to_the_reference_token(shared: Path) -> None:
+    tokenizer = load_tokenizer(ModelSettings(name=str(shared / "mini-gpt2")))
     examples = tokenize(tokenizer, [Example("name[The Eagle], food[French]", "The Eagle is French.")], 512)
     tokens = tokenizer.convert_ids_to_tokens(examples.ids.tolist())
     at = tokens.index(REFERENCE_TOKEN)
@@ -101,46 +65,46 @@ def test_no_lone_space_stands_beside_the_reference_token(shared: Path) -> None:
 
 
 @pytest.mark.shared
-def test_prompt_and_reference_apart_give_the_tokens_of_the_whole_text(shared: Path) -> None:
-    tokenizer = model.load_tokenizer(ModelSettings(name=str(shared / "mini-gpt2")))
+def test_prompt_and_reference_encoded_separately_give_the_tokens_of_the_whole_text(shared: Path) -> None:
+    tokenizer = load_tokenizer(ModelSettings(name=str(shared / "mini-gpt2")))
     examples = load_split(DataSettings(dir=shared / "e2e", limit_train=2000), "train")
-    apart = tokenize(tokenizer, examples, 512)
+    found = tokenize(tokenizer, examples, 512)
     texts = [f"{example.mr} {REFERENCE_TOKEN} {example.reference.strip()}" for example in examples]
     for index, whole in enumerate(tokenizer(texts).input_ids):
-        row = apart.ids[apart.starts[index] : apart.starts[index + 1]].tolist()
+        row = found.ids[found.starts[index] : found.starts[index + 1]].tolist()
         assert row == [*whole, tokenizer.eos_token_id]
-        assert row[apart.prompt_lengths[index] - 1] == tokenizer.convert_tokens_to_ids(REFERENCE_TOKEN)
+        assert row[found.prompt_lengths[index] - 1] == tokenizer.convert_tokens_to_ids(REFERENCE_TOKEN)
 
 
 # The base model
 
 
-def test_precision_and_dropout_are_those_asked_for(tiny_gpt2: Path, tokenizer: Any) -> None:
+def test_precision_and_dropout_are_those_of_the_settings(tiny_gpt2: Path, tokenizer: Any) -> None:
     settings = ModelSettings(name=str(tiny_gpt2), dropout=0.3)
-    gpt2 = model.load_base(settings, tokenizer, torch.bfloat16)
+    gpt2 = load_base(settings, tokenizer, torch.bfloat16)
     assert {parameter.dtype for parameter in gpt2.parameters()} == {torch.bfloat16}
     assert (gpt2.transformer.drop.p, gpt2.transformer.h[0].mlp.dropout.p) == (0.3, 0.3)
     assert gpt2.transformer.h[1].attn.attn_dropout.p == 0.3
     assert load(tiny_gpt2)[0].transformer.drop.p == 0.0
 
 
-def test_fingerprint_is_that_of_the_frozen_weights_in_any_precision_with_or_without_an_adapter(
+def test_the_fingerprint_is_that_of_the_frozen_weights_in_any_precision_with_or_without_an_adapter(
     tiny_gpt2: Path, gpt2: GPT2LMHeadModel, tokenizer: Any
 ) -> None:
-    before = model.base_fingerprint(gpt2, tokenizer)
-    assert model.base_fingerprint(*load(tiny_gpt2, torch.bfloat16)) == before
-    model.set_reference_row(gpt2, tokenizer, torch.ones(32))
-    model.inject(gpt2, SETTINGS, seed=0)
-    assert model.base_fingerprint(gpt2, tokenizer) == before
+    before = base_fingerprint(gpt2, tokenizer)
+    assert base_fingerprint(*load(tiny_gpt2, torch.bfloat16)) == before
+    set_reference_row(gpt2, tokenizer, torch.ones(32))
+    lora.inject(gpt2, LoraSettings(rank=2, targets=("c_attn", "c_fc"), init="gaussian"), seed=0)
+    assert base_fingerprint(gpt2, tokenizer) == before
 
 
-def test_fingerprint_differs_when_any_one_tensor_differs(gpt2: GPT2LMHeadModel, tokenizer: Any) -> None:
-    found = {model.base_fingerprint(gpt2, tokenizer)}
+def test_the_fingerprint_differs_when_any_one_tensor_differs(gpt2: GPT2LMHeadModel, tokenizer: Any) -> None:
+    found = {base_fingerprint(gpt2, tokenizer)}
     parameters = list(gpt2.parameters())
     with torch.no_grad():
         for parameter in parameters:
             parameter.mul_(1.1)
-            found.add(model.base_fingerprint(gpt2, tokenizer))
+            found.add(base_fingerprint(gpt2, tokenizer))
     assert len(found) == len(parameters) + 1
 
 
@@ -168,23 +132,23 @@ DAMAGES: list[tuple[Damage, str]] = [
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_a_checkpoint_that_is_no_whole_gpt2_is_refused_by_name(
+def test_a_checkpoint_that_is_no_complete_gpt2_is_refused_by_name(
     copy: Path, tokenizer: Any, damage: Damage, message: str
 ) -> None:
     damage(copy)
     with pytest.raises(UserError) as error:
-        model.load_base(ModelSettings(name=str(copy)), tokenizer, torch.float32)
+        load_base(ModelSettings(name=str(copy)), tokenizer, torch.float32)
     assert str(error.value).startswith(f"--model.name {copy} {message}")
     assert "\n" not in str(error.value)
 
 
-def test_a_tokenizer_with_more_words_than_the_model_is_refused(copy: Path) -> None:
-    tokenizer = model.load_tokenizer(ModelSettings(name=str(copy)))
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(copy: Path) -> None:
+    tokenizer = load_tokenizer(ModelSettings(name=str(copy)))
     small = load(copy)[0]
     small.resize_token_embeddings(200)
     small.save_pretrained(copy)
     with pytest.raises(UserError, match=f"--model.name {copy} .* 300 .* 200"):
-        model.load_base(ModelSettings(name=str(copy)), tokenizer, torch.float32)
+        load_base(ModelSettings(name=str(copy)), tokenizer, torch.float32)
 
 
 def drop_tokenizer(folder: Path) -> None:
@@ -196,68 +160,24 @@ def drop_tokenizer(folder: Path) -> None:
 def test_a_folder_without_a_tokenizer_is_refused_by_name(copy: Path, damage: Damage) -> None:
     damage(copy)
     with pytest.raises(UserError, match=f"--model.name {copy} cannot be loaded"):
-        model.load_tokenizer(ModelSettings(name=str(copy)))
+        load_tokenizer(ModelSettings(name=str(copy)))
 
 
 def test_a_hub_id_that_is_not_in_the_cache_is_refused_offline(tokenizer: Any) -> None:
     settings = ModelSettings(name="no-such-owner/no-such-gpt2")
     with pytest.raises(UserError, match=r"--model\.name no-such-owner/no-such-gpt2 cannot be loaded"):
-        model.load_tokenizer(settings)
+        load_tokenizer(settings)
     with pytest.raises(UserError, match=r"--model\.name no-such-owner/no-such-gpt2 cannot be loaded"):
-        model.load_base(settings, tokenizer, torch.float32)
+        load_base(settings, tokenizer, torch.float32)
 
 
-# Adapters
-
-
-def test_an_adapter_comes_back_to_the_bit_with_its_shape_and_reference_row(
-    adapter: Path, tiny_gpt2: Path, gpt2: GPT2LMHeadModel, tokenizer: Any
+def test_the_identity_is_name_fingerprint_and_a_copy_of_the_reference_row(
+    tiny_gpt2: Path, gpt2: GPT2LMHeadModel, tokenizer: Any
 ) -> None:
-    settings = model.read_adapter_settings(adapter)
-    assert (settings.rank, settings.alpha, settings.dropout) == (2, 4.0, 0.25)
-    assert settings.targets == ("c_attn", "c_fc")
-    trained, _ = load(tiny_gpt2)
-    model.inject(trained, SETTINGS, seed=1)
-    model.set_reference_row(gpt2, tokenizer, torch.zeros(32))
-    model.load_adapter(adapter, gpt2, tokenizer)
-    ids = torch.arange(300, 270, -1)[None]
-    assert torch.equal(gpt2.eval()(ids).logits, trained.eval()(ids).logits)
-
-
-def test_an_adapter_of_another_base_is_refused(adapter: Path, gpt2: GPT2LMHeadModel, tokenizer: Any) -> None:
-    with torch.no_grad():
-        gpt2.transformer.h[0].mlp.c_proj.weight.mul_(1.1)
-    with pytest.raises(UserError, match=f"the adapter in {adapter} was trained on another base model: .*--model.name"):
-        model.load_adapter(adapter, gpt2, tokenizer)
-
-
-BAD_ADAPTERS: list[tuple[Damage, str]] = [
-    (shutil.rmtree, "{folder} holds no adapter"),
-    (overwriting("adapter_config.json", b"{"), "{folder} holds no adapter"),
-    (overwriting("adapter_config.json", b"[]"), "{folder} holds no adapter"),
-    (overwriting("adapter_config.json", b'{"peft_type": "LORA"}'), "lacks r, lora_alpha or target_modules"),
-    (rewriting("adapter_config.json", peft_type="LOHA"), "in {folder} is not a plain LoRA"),
-    (rewriting("adapter_config.json", use_dora=True), "in {folder} is not a plain LoRA"),
-    (rewriting("adapter_config.json", use_rslora=True), "in {folder} is not a plain LoRA"),
-    (rewriting("adapter_config.json", bias="all"), "in {folder} trains biases or mixes ranks"),
-    (rewriting("adapter_config.json", rank_pattern={"c_fc": 8}), "in {folder} trains biases"),
-    (rewriting("adapter_config.json", alpha_pattern={"c_fc": 8}), "in {folder} trains biases"),
-    (rewriting("adapter_config.json", r=3), "lora_A.weight is (2, 32), the model needs (3, 32)"),
-    (
-        rewriting("adapter_config.json", target_modules=["c_attn"]),
-        "0 of its matrices are missing and 4 are",
-    ),
-    (rewriting("adapter_config.json", target_modules=["q_proj"]), "q_proj matches no layer"),
-    (removing("adapter_model.safetensors"), "{folder}/adapter_model.safetensors cannot be"),
-    (overwriting("adapter_model.safetensors", b"x"), "adapter_model.safetensors cannot be"),
-    (overwriting("reference_token.safetensors", b"x"), "{folder}/reference_token.safetensors"),
-]
-
-
-@pytest.mark.parametrize(("damage", "message"), BAD_ADAPTERS)
-def test_an_adapter_that_is_damaged_or_of_another_kind_is_refused(
-    adapter: Path, gpt2: GPT2LMHeadModel, tokenizer: Any, damage: Damage, message: str
-) -> None:
-    damage(adapter)
-    with pytest.raises(UserError, match=re.escape(message.format(folder=adapter))):
-        model.load_adapter(adapter, gpt2, tokenizer)
+    identity = identify(gpt2, tokenizer, "a name")
+    assert (identity.name, identity.fingerprint) == ("a name", base_fingerprint(gpt2, tokenizer))
+    row = gpt2.transformer.wte.weight[300].detach().clone()
+    set_reference_row(gpt2, tokenizer, torch.zeros(32))
+    assert torch.equal(identity.reference_row, row)
+    low, _ = load(tiny_gpt2, torch.bfloat16)
+    assert identify(low, tokenizer, "a name").reference_row.dtype == torch.float32

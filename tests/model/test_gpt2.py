@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,17 +11,28 @@ from lora_dist.config import LoraSettings
 from lora_dist.data.collate import collate
 from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.model import lora
-from lora_dist.model.gpt2 import causal_attention, fuse_activation, inverse, run_body, select, spread
+from lora_dist.model.gpt2 import (
+    causal_attention,
+    fuse_activation,
+    inverse_index,
+    pad_rows,
+    run_body,
+    take_rows,
+    visible_in_segments,
+)
+from lora_dist.model.kernels import cpu, cuda
+from lora_dist.model.kernels.select import Kernels
 from lora_dist.training.loss import ReferenceLoss
 
 
+@pytest.mark.parametrize("kernels", [cpu, cuda], ids=["cpu", "cuda"])
 @pytest.mark.parametrize("heads", [1, 4])
-def test_attention_and_its_gradient_are_torchs(heads: int) -> None:
+def test_attention_and_its_gradient_are_torchs(heads: int, kernels: Kernels) -> None:
     torch.manual_seed(0)
     fused = torch.randn(3, 11, 3 * 16, requires_grad=True)
     query, key, value = (part.view(3, 11, heads, -1).transpose(1, 2) for part in fused.chunk(3, 2))
     theirs = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2)
-    ours = causal_attention(fused, heads, dropout=0.0)
+    ours = causal_attention(kernels, fused, heads, dropout=0.0)
     torch.testing.assert_close(ours, theirs)
     direction = torch.randn_like(ours)
     (gradient,) = torch.autograd.grad((ours * direction).sum(), fused)
@@ -30,48 +43,56 @@ def test_attention_and_its_gradient_are_torchs(heads: int) -> None:
 def test_attention_dropout_keeps_the_mean() -> None:
     torch.manual_seed(0)
     fused = torch.randn(1, 5, 3 * 4)
-    kept = causal_attention(fused, 1, dropout=0.0)
-    many = torch.stack([causal_attention(fused, 1, dropout=0.3) for _ in range(4000)])
+    kept = causal_attention(cpu, fused, 1, dropout=0.0)
+    many = torch.stack([causal_attention(cpu, fused, 1, dropout=0.3) for _ in range(4000)])
     assert not torch.equal(many[0], many[1])
     torch.testing.assert_close(many.mean(0), kept, atol=0.1, rtol=0)
 
 
-def test_spread_and_select_are_inverse_and_each_is_the_others_gradient() -> None:
+def test_padding_and_taking_rows_are_inverse_and_each_is_the_others_gradient() -> None:
     torch.manual_seed(0)
-    values, indices = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), torch.tensor([6, 0, 3, 2])
-    back = inverse(indices, 7)
-    placed = spread(values, indices, back)
-    assert torch.equal(placed[indices], values)
-    assert not placed[[1, 4, 5]].any()
-    assert torch.equal(select(placed, indices, back), values)
-    assert torch.autograd.gradcheck(lambda v: spread(v, indices, back), values)
+    values, index = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), torch.tensor([6, 0, 3, 2])
+    inverse = inverse_index(index, 7)
+    assert inverse.tolist() == [1, 4, 3, 2, 4, 4, 0]
+    padded = pad_rows(values, index, inverse)
+    assert torch.equal(padded[index], values)
+    assert not padded[[1, 4, 5]].any()
+    assert torch.equal(take_rows(padded, index, inverse), values)
+    assert torch.autograd.gradcheck(lambda v: pad_rows(v, index, inverse), values)
     assert torch.autograd.gradcheck(
-        lambda v: select(v, indices, back), torch.randn(7, 3, dtype=torch.float64).requires_grad_()
+        lambda v: take_rows(v, index, inverse), torch.randn(7, 3, dtype=torch.float64).requires_grad_()
     )
 
 
-def test_the_body_is_transformers_and_computes_the_wanted_tokens_alone(gpt2: GPT2LMHeadModel) -> None:
+def test_the_body_is_transformers_and_computes_only_the_outputs(gpt2: GPT2LMHeadModel) -> None:
     tokens = torch.randint(1, 300, (2, 13))
     theirs = gpt2.transformer(input_ids=tokens).last_hidden_state.flatten(0, 1)
     positions = torch.arange(13).repeat(2)
 
     def attend(_: int, fused: torch.Tensor) -> torch.Tensor:
-        return causal_attention(fused.view(2, 13, -1), gpt2.config.n_head, 0.0).flatten(0, 1)
+        return causal_attention(cpu, fused.view(2, 13, -1), gpt2.config.n_head, 0.0).flatten(0, 1)
 
     torch.testing.assert_close(run_body(gpt2.transformer, tokens.flatten(), positions, attend), theirs)
-    wanted = torch.tensor([25, 3, 12])
-    found = run_body(gpt2.transformer, tokens.flatten(), positions, attend, wanted)
-    torch.testing.assert_close(found, theirs[wanted])
+    output_index = torch.tensor([25, 3, 12])
+    found = run_body(gpt2.transformer, tokens.flatten(), positions, attend, output_index)
+    torch.testing.assert_close(found, theirs[output_index])
+
+
+def test_a_reference_attends_to_the_mr_and_to_what_precedes_it_in_its_own_segment() -> None:
+    visible = visible_in_segments(torch.tensor([[0, 0, 1, 1, 2, 2, -1]]))
+    expected = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [0, 1, 4, 5], [0, 1, 6]]
+    assert [row.nonzero()[:, 0].tolist() for row in visible[0]] == expected
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_computing_layers_again_gives_the_same_gradients_and_keeps_less(gpt2: GPT2LMHeadModel, dropout: float) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients_and_keeps_less(gpt2: GPT2LMHeadModel, dropout: float) -> None:
     lora.inject(gpt2, LoraSettings(rank=4, dropout=dropout, targets=("c_attn", "c_fc"), init="gaussian"), seed=1)
     examples = TokenizedExamples(np.arange(60, dtype=np.int32), np.array([0, 25, 60]), np.array([5, 9]), np.arange(2))
-    batch = collate(examples, np.arange(2), 0)
+    batch = collate(examples, np.arange(2), 0, cpu.SHAPE_STEP)
     found, kept = [], []
-    for recompute in (False, True):
-        module, size = ReferenceLoss(gpt2, 0.1, recompute).train(), [0]
+    for checkpointing in (False, True):
+        own = copy.deepcopy(gpt2)
+        module, size = ReferenceLoss(own, cpu, 0.1, gradient_checkpointing=checkpointing).train(), [0]
 
         def count(tensor: Tensor, size: list[int] = size) -> Tensor:
             size[0] += tensor.numel()
@@ -79,14 +100,14 @@ def test_computing_layers_again_gives_the_same_gradients_and_keeps_less(gpt2: GP
 
         torch.manual_seed(3)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            sums = module(*batch.inputs())
+            sums = module(**batch.named())
         kept.append(size[0])
-        found.append(torch.autograd.grad(sums[0], list(lora.parameters(gpt2).values())))
+        found.append(torch.autograd.grad(sums[0], list(lora.parameters(own).values())))
     assert all(torch.equal(ours, theirs) and ours.any() for ours, theirs in zip(*found, strict=True))
     assert kept[1] < 0.3 * kept[0]
 
 
-def test_one_kernel_computes_the_same_activation(gpt2: GPT2LMHeadModel) -> None:
+def test_the_fused_activation_is_the_same_function(gpt2: GPT2LMHeadModel) -> None:
     from transformers.activations import NewGELUActivation
 
     old = NewGELUActivation()

@@ -13,8 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_dist.config import BASELINE, IMPROVED, LoraSettings, ModelSettings
 from lora_dist.errors import UserError
-from lora_dist.model import base as model
 from lora_dist.model import lora
+from lora_dist.model.adapter import load_adapter, save_adapter
+from lora_dist.model.base import identify, load_base
 
 Init = Literal["original", "gaussian"]
 EVERY_LAYER = ("c_attn", "c_proj", "c_fc")
@@ -23,7 +24,7 @@ IDS = torch.randint(300, (3, 17), generator=torch.Generator().manual_seed(0))
 
 def injected(gpt2: GPT2LMHeadModel, targets: tuple[str, ...] = EVERY_LAYER, dropout: float = 0.0) -> GPT2LMHeadModel:
     """The model with matrices that are all far from zero."""
-    model.inject(gpt2, LoraSettings(rank=4, alpha=2.0, dropout=dropout, targets=targets, init="gaussian"), seed=1)
+    lora.inject(gpt2, LoraSettings(rank=4, alpha=2.0, dropout=dropout, targets=targets, init="gaussian"), seed=1)
     return gpt2
 
 
@@ -79,10 +80,10 @@ def test_forward_and_gradients_equal_pefts(tiny_gpt2: Path, gpt2: GPT2LMHeadMode
 def test_a_saved_adapter_loads_in_peft(
     tmp_path: Path, tiny_gpt2: Path, gpt2: GPT2LMHeadModel, tokenizer: Any, resized: bool
 ) -> None:
-    identity = model.identify(gpt2, tokenizer, str(tiny_gpt2))
+    identity = identify(gpt2, tokenizer, str(tiny_gpt2))
     settings = LoraSettings(rank=4, alpha=2.0, targets=EVERY_LAYER, init="gaussian")
-    model.inject(gpt2, settings, seed=1)
-    model.save_adapter(tmp_path, state(gpt2), settings, identity)
+    lora.inject(gpt2, settings, seed=1)
+    save_adapter(tmp_path, state(gpt2), settings, identity)
     base = plain(tiny_gpt2)
     if resized:
         base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -93,10 +94,10 @@ def test_a_saved_adapter_loads_in_peft(
 def test_an_adapter_saved_by_peft_loads_here(
     tmp_path: Path, tiny_gpt2: Path, gpt2: GPT2LMHeadModel, tokenizer: Any
 ) -> None:
-    source = injected(model.load_base(ModelSettings(name=str(tiny_gpt2)), tokenizer, torch.float32))
+    source = injected(load_base(ModelSettings(name=str(tiny_gpt2)), tokenizer, torch.float32))
     theirs = with_peft(plain(tiny_gpt2), EVERY_LAYER, state(source))
     theirs.save_pretrained(tmp_path)
-    model.load_adapter(tmp_path, gpt2, tokenizer)
+    load_adapter(tmp_path, gpt2, tokenizer)
     torch.testing.assert_close(logits(gpt2)[..., :300], logits(theirs), rtol=1e-5, atol=1e-5)
     assert layer(gpt2).scaling == 0.5
 
@@ -104,7 +105,7 @@ def test_an_adapter_saved_by_peft_loads_here(
 # Against the formula
 
 
-def test_layer_computes_the_formula_with_q_k_v_at_their_offsets(gpt2: GPT2LMHeadModel) -> None:
+def test_a_layer_computes_the_formula_with_q_k_v_at_their_offsets(gpt2: GPT2LMHeadModel) -> None:
     c_attn = layer(injected(gpt2))
     a, b, width = c_attn.lora_A, c_attn.lora_B, 32
     weight, bias = c_attn.weight(), c_attn.base.bias
@@ -119,14 +120,14 @@ def test_layer_computes_the_formula_with_q_k_v_at_their_offsets(gpt2: GPT2LMHead
 
 def test_original_init_has_zero_b_and_leaves_the_logits_to_the_bit(gpt2: GPT2LMHeadModel) -> None:
     before = logits(gpt2)
-    model.inject(gpt2, LoraSettings(rank=4, targets=EVERY_LAYER, init="original"), seed=1)
+    lora.inject(gpt2, LoraSettings(rank=4, targets=EVERY_LAYER, init="original"), seed=1)
     assert torch.equal(logits(gpt2), before)
     for name, parameter in lora.parameters(gpt2).items():
         assert parameter.any() == ("lora_A" in name)
 
 
 @pytest.mark.parametrize("init", ["original", "gaussian"])
-def test_initial_values_have_standard_deviation_one_over_r_and_depend_on_the_seed_alone(init: Init) -> None:
+def test_initial_values_have_standard_deviation_one_over_r_and_depend_on_the_seed_only(init: Init) -> None:
     first, again, other = (
         lora.LoraConv1D(Conv1D(2304, 768), LoraSettings(rank=16, init=init), torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
@@ -142,15 +143,15 @@ def test_initial_values_have_standard_deviation_one_over_r_and_depend_on_the_see
     ("width", "depth", "heads", "baseline", "improved"),
     [(768, 12, 12, 147_456, 2_359_296), (1024, 24, 16, 393_216, 6_291_456)],
 )
-def test_trained_numbers_are_those_of_the_paper(
+def test_trainable_parameters_are_as_many_as_in_the_paper(
     width: int, depth: int, heads: int, baseline: int, improved: int
 ) -> None:
     for preset, count in ((BASELINE.lora, baseline), (IMPROVED.lora, improved)):
         with torch.device("meta"):
             gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=depth, n_head=heads))
-        model.inject(gpt2, preset, seed=0)
+        lora.inject(gpt2, preset, seed=0)
         assert sum(p.numel() for p in gpt2.parameters() if p.requires_grad) == count
-        assert model.trainable_count(gpt2) == lora.expected_count(gpt2, preset.rank) == count
+        assert lora.trainable_count(gpt2) == lora.expected_count(gpt2, preset.rank) == count
 
 
 def test_dropout_acts_on_the_input_while_training_only() -> None:
@@ -162,7 +163,7 @@ def test_dropout_acts_on_the_input_while_training_only() -> None:
         torch.manual_seed(0)
         trained = ((c_attn.train()(rows) - c_attn.base(rows))[:, 0] / 3).round()
         decoded = ((c_attn.eval()(rows) - c_attn.base(rows))[:, 0] / 3).round()
-    # Each of the three inputs that count is dropped or doubled on its own, and so A x is kept on average.
+    # Each of the three inputs that matter is dropped or doubled independently, which keeps the mean of A x.
     assert set(trained.tolist()) == {0, 2, 20, 22, 200, 202, 220, 222}
     assert trained.mean().item() == pytest.approx(111, rel=0.05)
     assert set(decoded.tolist()) == {111}
@@ -198,7 +199,7 @@ def test_merge_and_unmerge_are_exact_and_idempotent(gpt2: GPT2LMHeadModel) -> No
             assert "lora_" in name or torch.equal(parameter, bits[name.replace(".base.", ".")]), name
 
 
-def test_eval_alone_merges_nothing(gpt2: GPT2LMHeadModel) -> None:
+def test_evaluation_mode_merges_nothing(gpt2: GPT2LMHeadModel) -> None:
     weight = layer(injected(gpt2)).weight().clone()
     for _ in range(3):
         gpt2.train()
@@ -225,7 +226,7 @@ def test_fold_gives_a_plain_gpt2_that_saves_and_loads(
 # What is trained
 
 
-def test_one_update_moves_every_matrix_and_no_bit_of_the_frozen_weights(gpt2: GPT2LMHeadModel) -> None:
+def test_one_step_changes_every_matrix_and_no_bit_of_the_frozen_weights(gpt2: GPT2LMHeadModel) -> None:
     before = {name: p.detach().clone() for name, p in injected(gpt2, dropout=0.1).named_parameters()}
     optimizer = torch.optim.AdamW((p for p in gpt2.parameters() if p.requires_grad), lr=1e-2, weight_decay=0.01)
     gpt2.train()(input_ids=IDS, labels=IDS).loss.backward()
@@ -235,7 +236,7 @@ def test_one_update_moves_every_matrix_and_no_bit_of_the_frozen_weights(gpt2: GP
 
 
 def test_under_a_bf16_base_a_and_b_stay_fp32_and_get_gradients(tiny_gpt2: Path, tokenizer: Any) -> None:
-    base = model.load_base(ModelSettings(name=str(tiny_gpt2)), tokenizer, torch.bfloat16)
+    base = load_base(ModelSettings(name=str(tiny_gpt2)), tokenizer, torch.bfloat16)
     gpt2 = injected(base)
     gpt2(input_ids=IDS, labels=IDS).loss.backward()
     for name, parameter in lora.parameters(gpt2).items():
@@ -246,11 +247,11 @@ def test_under_a_bf16_base_a_and_b_stay_fp32_and_get_gradients(tiny_gpt2: Path, 
 
 
 @pytest.mark.parametrize("targets", [("c_atn",), ("c_attn", "attn"), ("_attn",), ("lm_head",)])
-def test_a_target_that_matches_no_layer_is_refused_with_the_names_there_are(
+def test_a_target_that_matches_no_layer_is_refused_with_the_models_layer_names(
     gpt2: GPT2LMHeadModel, targets: tuple[str, ...]
 ) -> None:
     with pytest.raises(UserError, match=rf"--lora\.targets {targets[-1]} matches no layer: .* c_attn, c_fc, c_proj"):
-        model.inject(gpt2, LoraSettings(targets=targets), seed=0)
+        lora.inject(gpt2, LoraSettings(targets=targets), seed=0)
     assert not list(lora.layers(gpt2))
 
 
@@ -277,17 +278,17 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_copied(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dropout", [0.1, 0.5, 0.0, 0.99])
-def test_the_mask_drops_with_the_given_probability_each_number_by_itself(dropout: float, dtype: torch.dtype) -> None:
+def test_the_mask_drops_each_element_independently_with_its_probability(dropout: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     mask = lora.keep_mask(torch.empty(801, 1003, dtype=dtype), dropout)
     assert (mask.dtype, mask.shape) == (dtype, (801, 1003))
     assert set(np.unique(mask.float().numpy()).tolist()) <= {0.0, 1.0}
-    kept, spread = mask.float(), 5 * math.sqrt(dropout * (1 - dropout) / mask.numel())
-    assert kept.mean().item() == pytest.approx(1 - dropout, abs=spread + 2**-16)
-    for phase in range(4):  # four come of one random word
-        assert kept.flatten()[phase::4].mean().item() == pytest.approx(1 - dropout, abs=2 * spread + 2**-16)
+    kept, deviation = mask.float(), 5 * math.sqrt(dropout * (1 - dropout) / mask.numel())
+    assert kept.mean().item() == pytest.approx(1 - dropout, abs=deviation + 2**-16)
+    for phase in range(4):  # four come from one random 64-bit integer
+        assert kept.flatten()[phase::4].mean().item() == pytest.approx(1 - dropout, abs=2 * deviation + 2**-16)
     both = kept.flatten()[:-1] * kept.flatten()[1:]
-    assert both.mean().item() == pytest.approx((1 - dropout) ** 2, abs=2 * spread + 2**-15)
+    assert both.mean().item() == pytest.approx((1 - dropout) ** 2, abs=2 * deviation + 2**-15)
 
 
 def test_dropout_keeps_the_mean_of_the_product(gpt2: GPT2LMHeadModel) -> None:

@@ -1,5 +1,6 @@
-"""The memory model against what autograd saves and what torch's allocator counts."""
+"""The memory model compared with what autograd saves and what torch's allocator counts."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.model import lora
 from lora_dist.model.base import DTYPES
 from lora_dist.model.gpt2 import fuse_activation
+from lora_dist.model.kernels import cpu
 from lora_dist.planning.memory import logits_bytes, saved_bytes
 from lora_dist.training.loss import ReferenceLoss
+
+PACKED_OR_NOT = pytest.mark.parametrize("partitioned", [False, True], ids=["packed", "partitioned"])
 
 
 def build(settings: LoraSettings, precision: Precision, dropout: float = 0.0, **shape: int) -> GPT2LMHeadModel:
@@ -34,14 +38,14 @@ def some_examples(vocabulary: int) -> TokenizedExamples:
 
 
 def shape_of(batch: Batch) -> BatchShape:
-    return BatchShape(len(batch.tokens), batch.rows, batch.length, len(batch.wanted), len(batch.labels))
+    return BatchShape(len(batch.tokens), batch.rows, batch.length, len(batch.loss_index), len(batch.labels))
 
 
-def count_saved(model: GPT2LMHeadModel, batch: Batch) -> int:
-    """Bytes of all storages that autograd keeps, but the parameters' own."""
-    module = ReferenceLoss(model, 0.1).train()
+def count_saved(model: GPT2LMHeadModel, batch: Batch, partitioned: bool) -> int:
+    """Bytes of all storages that autograd keeps, without the parameters' own."""
+    module = ReferenceLoss(copy.deepcopy(model), cpu, 0.1, partitioned=partitioned).train()
     own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    saved: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address comes twice
+    saved: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -50,7 +54,7 @@ def count_saved(model: GPT2LMHeadModel, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module(*batch.inputs())
+        module(**batch.named())
     return sum(storage.nbytes() for storage in saved.values())
 
 
@@ -66,21 +70,28 @@ def count_saved(model: GPT2LMHeadModel, batch: Batch) -> int:
     ],
     ids=["baseline", "improved", "second layers", "some blocks"],
 )
-def test_saved_bytes_are_what_autograd_saves(settings: LoraSettings, dropout: float, precision: Precision) -> None:
+@PACKED_OR_NOT
+def test_saved_bytes_are_what_autograd_saves(
+    settings: LoraSettings, dropout: float, precision: Precision, partitioned: bool
+) -> None:
     model = build(settings, precision, dropout, n_embd=96, n_layer=3, n_head=4, n_inner=224, vocab_size=500)
     examples = some_examples(500)
-    batch = collate(examples, np.arange(len(examples)), pad_id=0)
-    counted, shape = count_saved(model, batch), shape_of(batch)
+    batch = collate(examples, np.arange(len(examples)), 0, cpu.SHAPE_STEP)
+    counted, shape = count_saved(model, batch, partitioned), shape_of(batch)
     assert saved_bytes(model, shape, precision, "cpu") == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_takes_no_more_than_the_saved_bytes_and_the_logits(precision: Precision, tmp_path: Path) -> None:
+@PACKED_OR_NOT
+def test_the_peak_of_a_step_is_the_saved_bytes_and_the_logits(
+    precision: Precision, partitioned: bool, tmp_path: Path
+) -> None:
     model = build(IMPROVED.lora, precision, n_layer=3)
-    module, examples = ReferenceLoss(model, 0.1).train(), some_examples(50257)
-    batch = collate(examples, np.arange(len(examples)), pad_id=0)
+    module = ReferenceLoss(copy.deepcopy(model), cpu, 0.1, partitioned=partitioned).train()
+    examples = some_examples(50257)
+    batch = collate(examples, np.arange(len(examples)), 0, cpu.SHAPE_STEP)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        module(*batch.inputs())[0].backward()
+        module(**batch.named())[0].backward()
     profiled.export_chrome_trace(str(tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")

@@ -1,4 +1,4 @@
-"""The plan of a training against trainings: counts, schedule, memory and traffic; and what it refuses."""
+"""The plan of a training compared with trainings: counts, schedule, memory and communication; and what it refuses."""
 
 import json
 import os
@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from launching import TIMEOUT, launcher
+from launching import TIMEOUT, complete_checkpoints, launcher
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_dist.cli.main import main
 from lora_dist.config import BASELINE, IMPROVED, LoraSettings
+from lora_dist.data.collate import Batch
+from lora_dist.distributed.compat import cpu_has_bf16
 from lora_dist.model import lora
 from lora_dist.planning.memory import LIBRARIES
 from lora_dist.run_dir import RunDir
-from lora_dist.training.strategy import Replica
+from lora_dist.training.strategy import TrainingStrategy
 
 SIZES: dict[str, dict[str, int]] = {"small": {}, "medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16}}
 
@@ -65,13 +67,12 @@ def test_a_training_does_what_was_planned(
 ) -> None:
     met: list[tuple[int, ...]] = []
 
-    def watched(replica: Replica, *inputs: Any, **how: Any) -> torch.Tensor:
-        tokens, _, _, wanted, labels, _, rows, length = inputs
-        met.append((rows, len(tokens), length, len(wanted), len(labels)))
-        return original(replica, *inputs, **how)
+    def watched(strategy: TrainingStrategy, batch: Batch, **how: Any) -> torch.Tensor:
+        met.append((batch.rows, len(batch.tokens), batch.length, len(batch.loss_index), len(batch.labels)))
+        return original(strategy, batch, **how)
 
-    original = Replica.train
-    monkeypatch.setattr(Replica, "train", watched)
+    original = TrainingStrategy.backward
+    monkeypatch.setattr(TrainingStrategy, "backward", watched)
     run = RunDir(tmp_path / "run")
     settings = [
         *("--model.name", tiny_gpt2, "--data.dir", corpus, "--data.limit-train", 29, "--train.max-steps", 10),
@@ -82,23 +83,25 @@ def test_a_training_does_what_was_planned(
     assert main(["train", "improved", *map(str, settings), "--device", "cpu", "--out", str(run.root)]) == 0
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     schedule = planned["schedule"]
-    assert (planned["corpus"]["examples"], schedule["steps_per_epoch"], schedule["updates"]) == (29, 4, 10)
+    assert (planned["corpus"]["examples"], schedule["steps_per_epoch"], schedule["steps"]) == (29, 4, 10)
     assert schedule["dev_evaluations"] == sum("dev_loss" in row for row in rows) == 3
     rates = {row["step"]: row["lr"] for row in rows if "lr" in row}
     assert [step for step, _ in schedule["learning_rates"]] == [1, 3, 5, 8, 10]
     assert dict(schedule["learning_rates"]) == {step: rates[step] for step, _ in schedule["learning_rates"]}
-    assert (schedule["checkpoints"], run.steps()[-1], len(run.steps())) == (4, 10, schedule["checkpoints_kept"])
+    kept = complete_checkpoints(run)
+    assert (schedule["checkpoints"], kept[-1], len(kept)) == (4, 10, schedule["checkpoints_kept"])
     size = sum(file.stat().st_size for file in run.checkpoint(10).iterdir())
-    assert 0 < size - schedule["checkpoint_bytes"] < 20_000  # names and shapes, the recipe
+    assert 0 < size - schedule["checkpoint_bytes"] < 20_000  # names and shapes, the settings
     sizes = planned["corpus"]["largest"]
-    largest = tuple(sizes[name] for name in ("rows", "tokens", "length", "wanted", "labels"))
+    largest = tuple(sizes[name] for name in ("rows", "tokens", "length", "outputs", "labels"))
     assert largest in met
     assert not any(all(a > b for a, b in zip(other[1:], largest[1:], strict=True)) for other in met)
 
 
+@pytest.mark.launched
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ("preset", "precision", "updates"),
+    ("preset", "precision", "steps"),
     [
         ("baseline", "fp32", 4),
         pytest.param("improved", "fp32", 12, marks=pytest.mark.slow),
@@ -106,33 +109,34 @@ def test_a_training_does_what_was_planned(
         pytest.param("improved", "bf16", 12, marks=pytest.mark.slow),
     ],
 )
-def test_a_training_takes_the_memory_that_was_planned(
-    preset: str, precision: str, updates: int, shared: Path, tmp_path: Path
+def test_a_training_uses_the_memory_planned(
+    preset: str, precision: str, steps: int, shared: Path, tmp_path: Path
 ) -> None:
-    planned, measured = plan_and_measure(preset, precision, updates, shared, tmp_path)
-    assert planned["memory"]["single"]["total"] - LIBRARIES == pytest.approx(taken(measured), rel=0.15)
+    planned, measured = plan_and_measure(preset, precision, steps, shared, tmp_path)
+    assert planned["memory"]["single"]["total"] - LIBRARIES == pytest.approx(used(measured), rel=0.15)
 
 
+@pytest.mark.launched
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3", "zero3_offload"])
-def test_two_processes_take_and_send_what_was_planned(strategy: str, shared: Path, tmp_path: Path) -> None:
+def test_two_processes_use_the_memory_and_send_the_bytes_planned(strategy: str, shared: Path, tmp_path: Path) -> None:
     planned, measured = plan_and_measure("improved", "bf16", 6, shared, tmp_path, strategy)
-    assert planned["memory"][strategy]["total"] - LIBRARIES == pytest.approx(taken(measured), rel=0.15)
-    if strategy != "ddp":  # torch's reducer sends from C++, where nothing can be counted
+    assert planned["memory"][strategy]["total"] - LIBRARIES == pytest.approx(used(measured), rel=0.15)
+    if strategy != "ddp":  # torch's reducer sends from C++, where a test cannot count
         # Of two processes, each sends half. The rest are checks for overflow and the like.
         assert planned["sent"][strategy] == pytest.approx(measured["sent"] / 2, rel=0.01)
 
 
-def taken(measured: dict[str, int]) -> int:
+def used(measured: dict[str, int]) -> int:
     return measured["peak"] - measured["imported"]
 
 
 def plan_and_measure(
-    preset: str, precision: str, updates: int, shared: Path, folder: Path, strategy: str = "single"
+    preset: str, precision: str, steps: int, shared: Path, folder: Path, strategy: str = "single"
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """The plan, and what rank 0 took, of some updates with GPT-2 Small's shape on E2E."""
-    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    """The plan, and what rank 0 used, for some steps with GPT-2 Small's shape on E2E."""
+    if precision == "bf16" and not cpu_has_bf16():
         pytest.skip("needs a CPU with bf16")
     base = save_base(folder / "small", shared / "mini-gpt2")
     corpus = folder / "e2e"
@@ -141,7 +145,7 @@ def plan_and_measure(
     dev = (shared / "e2e" / "devset.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     (corpus / "devset.csv").write_text("".join(dev[:30]), encoding="utf-8")
     processes = 1 if strategy == "single" else 2
-    settings = ["--model.name", base, "--data.dir", corpus, "--train.max-steps", updates]
+    settings = ["--model.name", base, "--data.dir", corpus, "--train.max-steps", steps]
     world = ["--processes", processes, "--precision", precision]
     planned = make_plan(preset, *settings, *world, file=folder / "plan.json")
     start = [] if strategy == "single" else ["-m", *launcher(f"{strategy}.yaml", processes)]
@@ -166,21 +170,21 @@ def plan_and_measure(
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        (["--processes", 3], "--train.global-batch-size 8 does not divide among 3 processes x 1"),
+        (["--processes", 3], "--train.global-batch-size is 8: it does not divide among 3 processes x 1"),
         (["--processes", 2, "--train.accumulation-steps", 8], "does not divide among 2 processes x 8"),
-        (["--processes", 0], "--processes is 0"),
+        (["--processes", 0], "--processes is 0: must be >= 1"),
         (["--lora.targets", "q_proj"], "--lora.targets q_proj matches no layer"),
         (["--decode.max-new-tokens", 500], "--decode.max-new-tokens is 500: after a prompt of"),
         (["--model.name", "nobody/no-such-model"], "--model.name nobody/no-such-model cannot be loaded"),
         (["--data.dir", "/no/such/folder"], "--data.dir /no/such/folder is not a folder"),
-        (["--memory", 0.1], "GiB at least (single) and has 0.10: try"),
-        (["--memory", 0], "--memory is 0"),
+        (["--memory", 0.1], "GiB (single) and has 0.10: try"),
+        (["--memory", 0], "--memory is 0.0: must be > 0 GiB"),
     ],
 )
 def test_what_cannot_work_is_refused(
-    settings: list[object], said: str, tiny_gpt2: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+    settings: list[object], message: str, tiny_gpt2: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = ["plan", "baseline", "--model.name", tiny_gpt2, "--data.dir", corpus, "--device", "cpu"]
     try:
@@ -188,7 +192,7 @@ def test_what_cannot_work_is_refused(
     except SystemExit as stop:  # how tyro ends
         code = stop.code
     assert code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_models_that_do_not_fit_are_refused(
@@ -196,17 +200,17 @@ def test_models_that_do_not_fit_are_refused(
 ) -> None:
     shutil.copytree(tiny_gpt2, tmp_path / "short")
     config = json.loads((tmp_path / "short" / "config.json").read_text())
-    for change, said in (({"n_positions": 32}, "the model takes 32"), ({"model_type": "bert"}, "is a bert model")):
+    for change, message in (({"n_positions": 32}, "the model takes 32"), ({"model_type": "bert"}, "is a bert model")):
         (tmp_path / "short" / "config.json").write_text(json.dumps({**config, **change}))
         assert main(["plan", "baseline", "--model.name", str(tmp_path / "short"), "--data.dir", str(corpus)]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_without_corpus_and_model_the_published_ones_are_planned_with(
+def test_where_corpus_and_model_are_unavailable_the_published_ones_are_planned_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planned = make_plan("baseline", "--model.name", "gpt2-medium", file=tmp_path / "plan.json")
-    assert (planned["trainable"], planned["corpus"]["examples"], planned["schedule"]["updates"]) == (
+    assert (planned["trainable"], planned["corpus"]["examples"], planned["schedule"]["steps"]) == (
         393_216,
         42_061,
         26_290,
@@ -217,7 +221,7 @@ def test_without_corpus_and_model_the_published_ones_are_planned_with(
 
 
 @pytest.mark.shared
-def test_the_published_corpus_is_like_the_real_one(shared: Path, tmp_path: Path) -> None:
+def test_the_published_corpus_has_the_sizes_of_the_real_one(shared: Path, tmp_path: Path) -> None:
     real = make_plan(
         *("improved", "--model.name", shared / "mini-gpt2", "--data.dir", shared / "e2e"), file=tmp_path / "real.json"
     )

@@ -9,13 +9,25 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import BASELINE, IMPROVED, Settings
-from lora_dist.data.collate import collate
+from lora_dist.data.collate import Batch, collate
 from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.model import lora
+from lora_dist.model.kernels import cpu, cuda
+from lora_dist.model.kernels.common import PlainProjection
+from lora_dist.model.kernels.select import Kernels
 from lora_dist.training import loss
 from lora_dist.training.loss import LossHead, ReferenceLoss
 
 WIDTH, VOCABULARY, LABELS = 16, 50, 23
+BOTH = pytest.mark.parametrize("kernels", [cpu, cuda], ids=["cpu", "cuda"])
+
+
+def loss_head(weight: nn.Parameter, label_smoothing: float, kernels: Kernels = cpu) -> LossHead:
+    return LossHead(weight, PlainProjection(weight), label_smoothing, kernels)
+
+
+def batch_of(examples: TokenizedExamples, indices: list[int], pad_id: int = 0, *, share_mrs: bool = False) -> Batch:
+    return collate(examples, np.array(indices, dtype=np.int64), pad_id, cpu.SHAPE_STEP, share_mrs=share_mrs)
 
 
 def data(seed: int = 0) -> tuple[nn.Parameter, Tensor, Tensor]:
@@ -29,14 +41,15 @@ def expected(weight: Tensor, hidden: Tensor, labels: Tensor, label_smoothing: fl
     return F.cross_entropy(hidden @ weight.t(), labels, label_smoothing=label_smoothing, reduction="sum")
 
 
+@BOTH
 @pytest.mark.parametrize("max_logits", [2**26, 7 * VOCABULARY, 1])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
 def test_sums_and_gradient_equal_torchs_cross_entropy_in_chunks_or_whole(
-    monkeypatch: pytest.MonkeyPatch, smoothing: float, max_logits: int
+    monkeypatch: pytest.MonkeyPatch, smoothing: float, max_logits: int, kernels: Kernels
 ) -> None:
     monkeypatch.setattr(loss, "MAX_LOGITS", max_logits)
     weight, hidden, labels = data()
-    sums = LossHead(weight, smoothing)(hidden, labels)
+    sums = loss_head(weight, smoothing, kernels)(hidden, labels)
     theirs = expected(weight, hidden, labels, smoothing)
     plain = expected(weight, hidden, labels, 0.0)
     torch.testing.assert_close(sums, torch.stack([theirs, plain]), rtol=1e-5, atol=1e-5)
@@ -45,9 +58,9 @@ def test_sums_and_gradient_equal_torchs_cross_entropy_in_chunks_or_whole(
     torch.testing.assert_close(gradient, their_gradient, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_beyond_the_labels_count_for_nothing() -> None:
+def test_rows_beyond_the_labels_change_no_sum_and_get_no_gradient() -> None:
     weight, hidden, labels = data()
-    head = LossHead(weight, 0.1)
+    head = loss_head(weight, 0.1)
     sums = head(hidden, labels[:9])
     torch.testing.assert_close(sums, head(hidden[:9], labels[:9]))
     (gradient,) = torch.autograd.grad(sums[0], hidden)
@@ -55,9 +68,9 @@ def test_rows_beyond_the_labels_count_for_nothing() -> None:
     assert not gradient[9:].any()
 
 
-def test_the_same_without_a_gradient() -> None:
+def test_the_sums_are_the_same_without_a_gradient() -> None:
     weight, hidden, labels = data()
-    head = LossHead(weight, 0.1)
+    head = loss_head(weight, 0.1)
     with torch.no_grad():
         evaluated = head(hidden, labels)
     assert torch.equal(evaluated, head(hidden, labels))
@@ -69,7 +82,7 @@ def test_large_logits_do_not_overflow(shift: float) -> None:
     weight[:, 0] = shift
     with torch.no_grad():
         hidden[:, 0] = 1.0
-    sums = LossHead(weight, 0.1)(hidden, labels)
+    sums = loss_head(weight, 0.1)(hidden, labels)
     (gradient,) = torch.autograd.grad(sums[0], hidden)
     assert sums.isfinite().all()
     assert gradient.isfinite().all()
@@ -77,7 +90,7 @@ def test_large_logits_do_not_overflow(shift: float) -> None:
 
 def test_no_labels_give_zero_loss_and_zero_gradient() -> None:
     weight, hidden, labels = data()
-    sums = LossHead(weight, 0.1)(hidden[:0], labels[:0])
+    sums = loss_head(weight, 0.1)(hidden[:0], labels[:0])
     sums[0].backward()
     assert sums.tolist() == [0.0, 0.0]
     assert hidden.grad is not None
@@ -88,7 +101,7 @@ def test_bf16_is_close_to_fp32_and_its_sums_are_fp32() -> None:
     weight, hidden, labels = data()
     low_weight = nn.Parameter(weight.bfloat16(), requires_grad=False)
     low_hidden = hidden.detach().bfloat16().requires_grad_()
-    sums = LossHead(low_weight, 0.1)(low_hidden, labels)
+    sums = loss_head(low_weight, 0.1)(low_hidden, labels)
     theirs = expected(low_weight.float(), low_hidden.float(), labels, 0.1)
     assert sums.dtype == torch.float32
     assert sums[0].item() == pytest.approx(theirs.item(), rel=5e-3)
@@ -97,9 +110,10 @@ def test_bf16_is_close_to_fp32_and_its_sums_are_fp32() -> None:
     assert (gradient - their_gradient).norm() < 0.02 * their_gradient.norm()
 
 
-def test_a_projection_that_would_be_trained_is_refused() -> None:
-    with pytest.raises(AssertionError):
-        LossHead(nn.Parameter(torch.ones(3, 2)), 0.1)
+def test_a_projection_that_would_be_trained_is_refused(gpt2: GPT2LMHeadModel) -> None:
+    gpt2.lm_head.weight.requires_grad_(True)
+    with pytest.raises(AssertionError, match="output projection"):
+        ReferenceLoss(gpt2, cpu, 0.1)
 
 
 # The whole model
@@ -133,35 +147,36 @@ def padded(examples: TokenizedExamples) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, labels
 
 
-def test_model_loss_is_transformers_mean_loss_times_the_labels(gpt2: GPT2LMHeadModel) -> None:
+def test_the_models_loss_is_transformers_mean_loss_times_the_labels(gpt2: GPT2LMHeadModel) -> None:
     examples = ragged_examples()
     ids, mask, labels = padded(examples)
     theirs = gpt2(input_ids=ids, attention_mask=mask, labels=labels).loss * int((labels != -100).sum())
 
-    batch = collate(examples, np.arange(5), pad_id=0)
-    sums = ReferenceLoss(gpt2.requires_grad_(False), 0.0)(*batch.inputs())
+    batch = batch_of(examples, [0, 1, 2, 3, 4])
+    sums = ReferenceLoss(gpt2.requires_grad_(False), cpu, 0.0)(**batch.named())
     torch.testing.assert_close(sums, theirs.expand(2), rtol=1e-5, atol=1e-5)
 
 
-def test_padding_and_batch_mates_never_change_the_loss(gpt2: GPT2LMHeadModel) -> None:
+def test_padding_and_the_other_examples_of_a_batch_never_change_the_loss(gpt2: GPT2LMHeadModel) -> None:
     examples = ragged_examples()
-    module = ReferenceLoss(gpt2.requires_grad_(False), 0.1)
+    module = ReferenceLoss(gpt2.requires_grad_(False), cpu, 0.1)
 
     def sums(indices: list[int], pad_id: int) -> Tensor:
-        batch = collate(examples, np.array(indices, dtype=np.int64), pad_id)
-        found: Tensor = module(*batch.inputs())
+        found: Tensor = module(**batch_of(examples, indices, pad_id).named())
         return found
 
-    alone = torch.stack([sums([index], 0) for index in range(5)]).sum(0)
+    separately = torch.stack([sums([index], 0) for index in range(5)]).sum(0)
     for pad_id in (0, 299):
-        torch.testing.assert_close(sums([3, 0, 2, 4, 1], pad_id), alone, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(sums([3, 0, 2, 4, 1], pad_id), separately, rtol=1e-5, atol=1e-5)
     assert sums([], 0).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("preset", [BASELINE, IMPROVED], ids=["baseline", "improved"])
-@pytest.mark.parametrize("share", [False, True], ids=["apart", "behind one MR"])
+@pytest.mark.parametrize("share_mrs", [False, True], ids=["separate", "behind one MR"])
+@pytest.mark.parametrize("partitioned", [False, True], ids=["packed", "partitioned"])
+@BOTH
 def test_loss_and_gradients_are_those_of_a_plain_implementation(
-    gpt2: GPT2LMHeadModel, preset: Settings, share: bool
+    gpt2: GPT2LMHeadModel, preset: Settings, share_mrs: bool, partitioned: bool, kernels: Kernels
 ) -> None:
     """The same from transformers' padded forward pass, all logits, and torch's cross-entropy, in fp64."""
     lora.inject(gpt2, replace(preset.lora, dropout=0.0), seed=1)
@@ -174,11 +189,11 @@ def test_loss_and_gradients_are_those_of_a_plain_implementation(
     exact = copy.deepcopy(gpt2).double()
     logits = exact(input_ids=ids, attention_mask=mask).logits[:, :-1]
     plain = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=0.1, reduction="sum")
-    wanted = torch.autograd.grad(plain, list(lora.parameters(exact).values()))
+    exact_gradients = torch.autograd.grad(plain, list(lora.parameters(exact).values()))
 
-    batch = collate(examples, np.arange(8), 0, share)
-    assert batch.rows == (4 if share else 8)
-    sums = ReferenceLoss(gpt2, 0.1)(*batch.inputs())
+    batch = batch_of(examples, list(range(8)), share_mrs=share_mrs)
+    assert batch.rows == (4 if share_mrs else 8)
+    sums = ReferenceLoss(gpt2, kernels, 0.1, partitioned=partitioned)(**batch.named())
     torch.testing.assert_close(sums[0].double(), plain, rtol=1e-6, atol=0)
-    for found, expected_gradient in zip(torch.autograd.grad(sums[0], adapter), wanted, strict=True):
+    for found, expected_gradient in zip(torch.autograd.grad(sums[0], adapter), exact_gradients, strict=True):
         assert (found - expected_gradient).norm() <= 2e-6 * expected_gradient.norm()

@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from launching import complete_checkpoints
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from lora_dist.cli.main import main
+from lora_dist.config_io import read_settings
 from lora_dist.data.synthetic import write_corpus
 from lora_dist.errors import UserError
 from lora_dist.run_dir import RunDir
-from lora_dist.training import profiler as profiling
+from lora_dist.training import profiler
 
 
 @pytest.fixture(scope="module")
 def arguments(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A training with dropout of 6 updates, two epochs of 3, on 20 examples."""
+    """A training with dropout of 6 steps, two epochs of 3, on 20 examples."""
     corpus = tmp_path_factory.mktemp("train") / "corpus"
     write_corpus(corpus, seed=2, num_train_mrs=12)
     settings = {
@@ -62,7 +64,7 @@ def test_the_same_settings_give_the_same_bits_and_another_seed_others(
     assert weights(other) != weights(finished)
 
 
-def test_training_lowers_the_loss_and_moves_every_matrix(arguments: list[str], tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_changes_every_matrix(arguments: list[str], tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     assert main([*arguments, "--train.epochs", "12", "--lora.init", "original", "--out", str(run.root)]) == 0
     dev = [row["dev_loss"] for row in rows(run) if "dev_loss" in row]
@@ -80,7 +82,7 @@ def test_a_resumed_run_ends_in_the_same_bits_and_log(
     run = RunDir(tmp_path / "run")
     shutil.copytree(finished.root, run.root)
     shutil.rmtree(run.adapter)
-    for step in run.steps():
+    for step in complete_checkpoints(run):
         if step > killed_after:
             (run.checkpoint(step) / "COMPLETE").unlink()  # as a kill in the middle of writing would leave it
     assert main([*arguments, "--resume", "--out", str(run.root)]) == 0
@@ -90,15 +92,15 @@ def test_a_resumed_run_ends_in_the_same_bits_and_log(
     ]
 
 
-def test_checkpoints_hold_the_trained_state_alone(finished: RunDir) -> None:
-    assert finished.steps() == [2, 4, 6]
-    trained = sum(tensor.numel() for tensor in load_file(finished.adapter / "adapter_model.safetensors").values())
+def test_checkpoints_hold_only_trainable_parameters_and_optimizer_state(finished: RunDir) -> None:
+    assert complete_checkpoints(finished) == [2, 4, 6]
+    trainable = sum(tensor.numel() for tensor in load_file(finished.adapter / "adapter_model.safetensors").values())
     folder = finished.checkpoint(6)
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.5 * 3 * 4 * trained + 8192
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.5 * 3 * 4 * trainable + 8192
     assert {file.suffix for file in folder.iterdir()} == {".safetensors", ".json", ""}
 
 
-def test_resuming_with_another_recipe_is_refused_with_the_difference(
+def test_resuming_with_other_settings_is_refused_with_the_difference(
     arguments: list[str], finished: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = weights(finished)
@@ -114,7 +116,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_message_and_no_checkpoint
     assert main([*arguments, "--train.learning-rate", "1e30", "--out", str(run.root)]) == 1
     assert "--train.learning-rate" in capsys.readouterr().err
     assert not run.adapter.exists()
-    assert len(run.steps()) <= 1  # the first update has a learning rate of 0, so update 2 may still have a finite loss
+    # The first step has a learning rate of 0, so step 2 may still have a finite loss.
+    assert len(complete_checkpoints(run)) <= 1
 
 
 def test_overwrite_replaces_a_run_but_not_before_the_new_one_can_start(
@@ -125,10 +128,10 @@ def test_overwrite_replaces_a_run_but_not_before_the_new_one_can_start(
     assert main([*arguments, "--overwrite", "--model.name", str(tmp_path / "typo"), "--out", str(run.root)]) == 2
     assert weights(run) == weights(finished)
     assert main([*arguments, "--overwrite", "--train.max-steps", "2", "--out", str(run.root)]) == 0
-    assert run.steps() == [2]
+    assert complete_checkpoints(run) == [2]
 
 
-def test_merge_writes_a_plain_gpt2_that_says_what_generate_says(
+def test_merge_writes_a_plain_gpt2_that_generates_what_the_run_generates(
     finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     merged = tmp_path / "merged"
@@ -136,24 +139,24 @@ def test_merge_writes_a_plain_gpt2_that_says_what_generate_says(
     settings = ["--decode.max-new-tokens", "8", "--decode.ngram-scope", "all", "--device", "cpu"]
     capsys.readouterr()
     assert main(["generate", str(finished.root), "name[Larkspur], food[Greek]", *settings]) == 0
-    said = capsys.readouterr().out.strip()
+    ours = capsys.readouterr().out.strip()
     tokenizer, model = AutoTokenizer.from_pretrained(merged), GPT2LMHeadModel.from_pretrained(merged)
     prompt = tokenizer("name[Larkspur], food[Greek] <|ref|>", return_tensors="pt")
     beam = {"num_beams": 10, "length_penalty": 0.9, "no_repeat_ngram_size": 4, "early_stopping": True}
     tokens = model.generate(**prompt, **beam, max_new_tokens=8, pad_token_id=tokenizer.eos_token_id)
     expected = tokenizer.decode(tokens[0, prompt.input_ids.shape[1] :], skip_special_tokens=True)
-    assert said == expected.strip()
-    assert main(["merge", str(finished.root), str(merged)]) == 2  # it is there already
+    assert ours == expected.strip()
+    assert main(["merge", str(finished.root), str(merged)]) == 2  # it exists already
 
 
-def test_a_run_remembers_its_settings(finished: RunDir, tmp_path: Path) -> None:
-    settings = finished.settings()
+def test_a_run_stores_its_settings(finished: RunDir, tmp_path: Path) -> None:
+    settings = read_settings(finished)
     assert (settings.lora.rank, settings.train.epochs, settings.train.checkpoint_steps) == (16, 2, 2)
     with pytest.raises(UserError, match=r"config\.json is missing"):
-        RunDir(tmp_path).settings()
+        read_settings(RunDir(tmp_path))
 
 
-def test_tensorboard_gets_what_metrics_jsonl_gets(arguments: list[str], tmp_path: Path) -> None:
+def test_tensorboard_has_the_losses_of_metrics_jsonl(arguments: list[str], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = RunDir(tmp_path / "run")
@@ -167,12 +170,12 @@ def test_tensorboard_gets_what_metrics_jsonl_gets(arguments: list[str], tmp_path
 def test_a_profile_changes_nothing_and_names_the_operations(
     arguments: list[str], finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiling, "SKIPPED", 0)
-    monkeypatch.setattr(profiling, "PROFILED", 2)
+    monkeypatch.setattr(profiler, "SKIPPED", 0)
+    monkeypatch.setattr(profiler, "PROFILED", 2)
     run = RunDir(tmp_path / "run")
     assert main([*arguments, "--train.profile", "--out", str(run.root)]) == 0
     assert weights(run) == weights(finished)
     assert "aten::addmm" in run.profile_table.read_text()
     events = json.loads(run.profile_trace.read_text())["traceEvents"]
     products = [event for event in events if event.get("name") == "aten::softmax"]
-    assert len(products) == 2 * 2  # one a layer and update
+    assert len(products) == 2 * 2  # one per layer and step

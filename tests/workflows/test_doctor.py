@@ -5,15 +5,17 @@ from launching import before_all_else
 
 from lora_dist.cli.main import main
 
+pytestmark = pytest.mark.launched
 
-def test_all_is_well_here(capsys: pytest.CaptureFixture[str]) -> None:
+
+def test_this_machine_has_what_a_run_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:2] for line in lines] == ["ok"] * 5
-    assert lines[-1].endswith("joined and added up a number")
+    assert lines[-1].endswith("joined and all-reduced a number")
 
 
-def test_processes_that_do_not_find_each_other_say_why(
+def test_processes_that_do_not_find_each_other_report_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = """

@@ -1,4 +1,4 @@
-"""The command that proves that every way to train is the same: it has to see a difference where there is one."""
+"""The command that proves that every way to train gives the same result: it must find a difference where one is."""
 
 import json
 import math
@@ -13,20 +13,24 @@ from safetensors.torch import load_file, save_file
 from lora_dist.cli.main import main
 from lora_dist.config import DataSettings, ModelSettings
 from lora_dist.distributed.device import devices_for
+from lora_dist.distributed.launcher import STRATEGIES
 from lora_dist.run_dir import RunDir
-from lora_dist.workflows.verify import Case, UPDATES, cases_here, compare, prepare, train_and_decode
+from lora_dist.workflows.verify import STEPS, cases_here, write_inputs
+from lora_dist.workflows.verify_case import Case, compare, train_and_decode
+
+pytestmark = pytest.mark.launched
 
 
 @pytest.fixture(scope="module")
 def reference(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("verify")
     run = RunDir(folder / "reference")
-    settings = prepare(folder, ModelSettings(name=str(tiny_gpt2)), None)
+    settings = write_inputs(folder, ModelSettings(name=str(tiny_gpt2)), None)
     assert train_and_decode(Case(None), settings, run, devices_for(2)) is None
     return run
 
 
-def test_cases_are_all_strategies_with_all_worlds_and_what_cannot_be_divided_is_refused(
+def test_cases_are_all_strategies_with_all_world_sizes_and_a_batch_that_does_not_divide_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     found = [str(case) for case in cases_here([2, 4], [1, 2])]
@@ -36,10 +40,10 @@ def test_cases_are_all_strategies_with_all_worlds_and_what_cannot_be_divided_is_
     assert "does not divide among 3 processes" in capsys.readouterr().err
 
 
-def test_the_reference_is_ragged_and_whole(reference: RunDir) -> None:
+def test_the_reference_logs_every_step_of_epochs_with_the_same_examples(reference: RunDir) -> None:
     rows = [json.loads(line) for line in reference.metrics.read_text().splitlines()]
     trained = [row for row in rows if "loss" in row]
-    assert [row["step"] for row in trained] == list(range(1, UPDATES + 1))
+    assert [row["step"] for row in trained] == list(range(1, STEPS + 1))
     samples = [row["samples"] for row in trained]
     assert sum(samples[:3]) == sum(samples[3:6])  # each epoch has the same examples, in another order
     assert samples[0] != samples[3]
@@ -64,9 +68,9 @@ def rewrite_row(key: str, value: Callable[[float], float]) -> Callable[[RunDir],
     return rewrite
 
 
-def drop_last_update(run: RunDir) -> None:
+def drop_last_step(run: RunDir) -> None:
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] < UPDATES))
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] < STEPS))
 
 
 def rewrite_sentence(run: RunDir) -> None:
@@ -81,11 +85,11 @@ def rewrite_sentence(run: RunDir) -> None:
         (rewrite_row("dev_loss", lambda loss: loss + 1e-3), "loss"),
         (rewrite_row("lr", lambda rate: rate + 1e-9), "learning_rates"),
         (rewrite_row("samples", lambda number: number + 1), "samples"),
-        (drop_last_update, "samples"),
+        (drop_last_step, "samples"),
         (rewrite_sentence, "sentences"),
     ],
 )
-def test_every_kind_of_difference_is_seen(
+def test_every_kind_of_difference_is_found(
     change: Callable[[RunDir], None], field: str, reference: RunDir, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
@@ -94,44 +98,44 @@ def test_every_kind_of_difference_is_seen(
     difference = compare(run, reference)
     assert not difference.is_rounding
     assert getattr(difference, field) > 0
-    assert change is drop_last_update or math.isfinite(difference.loss)
+    assert change is drop_last_step or math.isfinite(difference.loss)
 
 
-def test_a_rank_that_leaves_out_an_example_turns_the_table_red(
+def test_a_rank_that_skips_an_example_differs_in_the_table(
     tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lora_dist.workflows.verify.cases_here", lambda *_: [Case("ddp", 2, 1)])
+    monkeypatch.setattr("lora_dist.workflows.verify.cases_here", lambda *_: [Case(STRATEGIES["ddp"], 2, 1)])
     command = ["verify", "--model", str(tiny_gpt2)]
     assert main(command) == 0
     assert "1 of 1 are the same" in capsys.readouterr().out
     code = """
-        import lora_dist.data.sampler as order
-        share = order.micro_batches
-        order.micro_batches = lambda *a: [part[:2] for part in share(*a)]
+        import lora_dist.data.sampler as sampler
+        original = sampler.micro_batches
+        sampler.micro_batches = lambda *a: [part[:2] for part in original(*a)]
     """
     for name, value in before_all_else(tmp_path, code, rank=1).items():
         monkeypatch.setenv(name, value)
     assert main(command) == 1
-    said = capsys.readouterr().out
-    assert "DIFFERS" in said
-    assert "0 of 1 are the same" in said
+    table = capsys.readouterr().out
+    assert "DIFFERS" in table
+    assert "0 of 1 are the same" in table
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--model", str(tmp_path / "typo")]) == 2
-    said = capsys.readouterr().err
-    assert f"one process alone cannot train here, see lora-dist doctor: --model.name {tmp_path / 'typo'} cannot" in said
+    message = capsys.readouterr().err
+    assert f"one process cannot train here, see lora-dist doctor: --model.name {tmp_path / 'typo'} cannot" in message
 
 
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.timeout(3600)
-def test_all_strategies_worlds_and_accumulations_agree_on_real_data(
+def test_all_strategies_world_sizes_and_accumulations_agree_on_real_data(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The table of errors: GPT-2's tokens, E2E's examples, 20 updates, global batch 16."""
+    """The table of errors: GPT-2's tokens, E2E's examples, 20 steps, global batch 16."""
     model, data = ModelSettings(name=str(shared / "mini-gpt2")), DataSettings(dir=shared / "e2e")
-    settings = prepare(tmp_path, model, data)
+    settings = write_inputs(tmp_path, model, data)
     reference = RunDir(tmp_path / "reference")
     assert train_and_decode(Case(None), settings, reference, devices_for(4)) is None
     found = {}
@@ -140,7 +144,7 @@ def test_all_strategies_worlds_and_accumulations_agree_on_real_data(
         assert train_and_decode(case, settings, run, devices_for(4)) is None
         found[str(case)] = compare(run, reference)
     with capsys.disabled():
-        print("\nrelative error of the adapter and of the losses after 20 updates, processes x accumulation steps")
+        print("\nrelative error of the adapter and of the losses after 20 steps, processes x accumulation steps")
         for name, difference in found.items():
             print(f"{name:<24}{difference.adapter:10.1e}{difference.loss:10.1e}")
     assert len(found) == 32

@@ -3,8 +3,8 @@
     metric = evaluate.load(str(lora_dist.metrics.suite.E2E_NLG))
     metric.compute(predictions=["The Eagle is a pub."], references=[["The Eagle is a cheap pub.", "A pub, The Eagle."]])
 
-Nothing is downloaded. `evaluate` copies this file into its cache and runs it from there, so it must not refer to the
-files beside it.
+Nothing is downloaded. `evaluate` copies this file into its cache and runs it from there, so it must not depend on
+other files of this folder.
 """
 
 from typing import Any, Literal
@@ -12,11 +12,11 @@ from typing import Any, Literal
 import datasets
 import evaluate
 
-from lora_dist.metrics import suite as metrics
+from lora_dist.metrics import suite
 
 _DESCRIPTION = """\
-The five metrics of the E2E NLG Challenge with the numbers its official script (e2e-metrics) prints: BLEU, NIST, METEOR
-1.5, ROUGE_L and CIDEr. They are scores of the whole set: METEOR, NIST and CIDEr of parts do not average to them, so
+The five metrics of the E2E NLG Challenge with the values that its official script (e2e-metrics) prints: BLEU, NIST,
+METEOR 1.5, ROUGE_L and CIDEr. They are corpus scores. The mean over shards differs from the score of the whole set, so
 gather all predictions and compute once.
 """
 
@@ -33,8 +33,8 @@ _CITATION = """\
 
 _INPUTS = """\
 Args:
-    predictions: One text an instance.
-    references: For each instance the list of its human references, or one reference as a text.
+    predictions: One text per instance.
+    references: For each instance a list of human references, or one reference as a string.
     mteval: Variant of BLEU and NIST: "perl" (default) is what the official script prints by default, "python" what it
         prints with -p.
 
@@ -42,10 +42,10 @@ Returns:
     A dictionary with BLEU, METEOR and ROUGE_L (0 to 1), NIST (bits) and CIDEr (0 to 10).
 """
 
-_TEXT = datasets.Value("string")
+_STRING = datasets.Value("string")
 
 
-class E2ENLG(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
+class E2ENLG(evaluate.Metric):  # type: ignore[misc]  # evaluate is untyped
     """BLEU, NIST, METEOR, ROUGE_L and CIDEr of the E2E NLG Challenge."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -54,8 +54,8 @@ class E2ENLG(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
             citation=_CITATION,
             inputs_description=_INPUTS,
             features=[
-                datasets.Features({"predictions": _TEXT, "references": datasets.Sequence(_TEXT)}),
-                datasets.Features({"predictions": _TEXT, "references": _TEXT}),
+                datasets.Features({"predictions": _STRING, "references": datasets.Sequence(_STRING)}),
+                datasets.Features({"predictions": _STRING, "references": _STRING}),
             ],
             homepage="https://github.com/tuetschek/e2e-metrics",
         )
@@ -67,4 +67,4 @@ class E2ENLG(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         mteval: Literal["perl", "python"] = "perl",
     ) -> dict[str, Any]:
         groups = [[group] if isinstance(group, str) else group for group in references]
-        return dict(metrics.score(groups, predictions, mteval))
+        return dict(suite.score(groups, predictions, mteval))

@@ -1,1 +1,1 @@
-"""The slot error rate."""
+"""The slot error rate (SER) of outputs for E2E meaning representations, by rules."""

@@ -1,4 +1,4 @@
-"""The names of E2E's restaurants and of what is near them, and finding them in a text."""
+"""The place names of E2E, in the attributes name and near, and the delexicalization of a text."""
 
 import re
 import unicodedata
@@ -40,7 +40,7 @@ _NAMES = (
     "Wildwood",
     "Zizzi",
 )
-# The Rice Boat is in both attributes; where an MR has it in neither, it counts as a name.
+# The Rice Boat is a value of both attributes. If an MR has it in neither, it counts as a name.
 _NEAR = (
     "All Bar One",
     "Avalon",
@@ -61,7 +61,7 @@ _NEAR = (
     "The Sorrento",
     "Yippee Noodle Bar",
 )
-_SHORTER = {
+_SHORT_FORMS = {
     "Browns Cambridge": r"browns?(?: cambridge)?",
     "Travellers Rest Beefeater": r"travell?ers? rest(?: beef\w*)?",
     "Express by Holiday Inn": r"(?:express (?:by )?(?:the )?)?holiday inn|express by",
@@ -72,11 +72,11 @@ _SHORTER = {
     "The Portland Arms": r"portland(?: arms)?",
     "The Twenty Two": r"twenty two|22",
 }
-"""How people shorten names."""
+"""Patterns of names that human references shorten."""
 
 
-def normalise(text: str) -> str:
-    """Lower case without accents, apostrophes and hyphens, single spaces, and amounts of money as in "£20"."""
+def normalize(text: str) -> str:
+    """Lower-case a text, remove accents, apostrophes and hyphens, merge spaces, and write prices as in "£20"."""
     decomposed = unicodedata.normalize("NFKD", text.lower())
     text = "".join(character for character in decomposed if not unicodedata.combining(character))
     text = re.sub(r"['`\u2019]|(?<=\w):", "", text)
@@ -88,24 +88,24 @@ def normalise(text: str) -> str:
     return re.sub(r"\s+", " ", text).replace("£ ", "£")
 
 
-def cut(mr: Mapping[str, str], text: str) -> tuple[str, dict[str, set[str]]]:
-    """A normalised text with "#" for each place it names, and these places by attribute (name, near)."""
-    own = {attribute: mr[attribute] for attribute in ("name", "near") if attribute in mr}
+def delexicalize(mr: Mapping[str, str], text: str) -> tuple[str, dict[str, set[str]]]:
+    """Replace each place name of a normalized text by "#"; return the text and the places by attribute (name, near)."""
+    expected = {attribute: mr[attribute] for attribute in ("name", "near") if attribute in mr}
     found = set()
-    # The MR's own come first: they may be part of another or be unknown.
-    for place in dict.fromkeys([*own.values(), *_NAMES, *_NEAR]):
+    # The MR's places come first: they may be part of a longer name, or not in the lists.
+    for place in dict.fromkeys([*expected.values(), *_NAMES, *_NEAR]):
         text, times = re.subn(_pattern(place), "#", text)
         if times:
             found.add(place)
-    others = found.difference(own.values())
+    others = found.difference(expected.values())
     return text, {
-        "name": others.intersection(_NAMES) | {place for place in found if place == own.get("name")},
-        "near": others.intersection(_NEAR) | {place for place in found if place == own.get("near")},
+        "name": others.intersection(_NAMES) | {place for place in found if place == expected.get("name")},
+        "near": others.intersection(_NEAR) | {place for place in found if place == expected.get("near")},
     }
 
 
 def _pattern(name: str) -> str:
-    words = normalise(name).removeprefix("the ")
+    words = normalize(name).removeprefix("the ")
     cafe = "(?:caff?e )?" if words.startswith("cafe ") else ""
-    pattern = _SHORTER.get(name) or cafe + re.escape(words.removeprefix("cafe ")).replace(r"\ ", " ?") + "s?"
+    pattern = _SHORT_FORMS.get(name) or cafe + re.escape(words.removeprefix("cafe ")).replace(r"\ ", " ?") + "s?"
     return rf"(?:\bthe )?\b(?:{pattern})\b"

@@ -1,1 +1,1 @@
-"""The few functions whose best form differs between a CPU and a GPU."""
+"""The few functions that are implemented differently for CPUs and GPUs."""

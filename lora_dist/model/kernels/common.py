@@ -1,4 +1,4 @@
-"""What both kinds of device compute in the same way; `cpu.py` and `cuda.py` choose how much of it at a time."""
+"""Kernels that CPUs and GPUs have in common; `cpu.py` and `cuda.py` choose how many rows to compute at a time."""
 
 import math
 from typing import Protocol
@@ -14,21 +14,21 @@ class Projection(Protocol):
     """The frozen output projection with weight W (vocabulary, width)."""
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """Compute `hidden` W^T: (n, vocabulary), in `out` where the kernel can write there.
+        """Compute `hidden` W^T: (n, vocabulary).
 
         Args:
             hidden: last hidden states: (n, width).
-            out: a buffer for the result: (n, vocabulary).
+            out: a buffer that the result may be written to: (n, vocabulary).
         """
         ...
 
     def gradient(self, logits: Tensor) -> Tensor:
-        """Compute `logits` W, the gradient of `hidden` for a gradient of the logits (n, vocabulary): (n, width)."""
+        """Compute `logits` W, the gradient of `hidden` given that of the logits (n, vocabulary): (n, width)."""
         ...
 
 
 class PlainProjection:
-    """The projection by torch's own product; under ZeRO-3 the weight may be partitioned between two uses."""
+    """The projection with torch's own product; under ZeRO-3 the weight may be partitioned between two uses."""
 
     def __init__(self, weight: Tensor) -> None:
         """Keep a reference to `weight` (vocabulary, width), not a copy."""
@@ -44,7 +44,11 @@ class PlainProjection:
 
 
 def exponentiate_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Make logits (n, vocabulary) exp(logit - maximum) in place; each row's maximum and sum: (n, 1) fp32."""
+    """Replace logits (n, vocabulary) by exp(logit - maximum) in place.
+
+    Returns:
+        The maximum of each row and the sum of its exponentials: both (n, 1) fp32.
+    """
     powers = logits.float()
     maximum = powers.amax(-1, keepdim=True)
     total = powers.sub_(maximum).exp_().sum(-1, keepdim=True)
@@ -53,38 +57,41 @@ def exponentiate_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def top_tokens_of_rows(
-    logits: Tensor, tokens: Tensor, values: Tensor, count: int, room: Tensor
+    logits: Tensor, tokens: Tensor, values: Tensor, k: int, buffers: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (fp32) and ids of the most likely tokens of each row, best first: both (n, count).
+    """Find the `k` most likely tokens of each row that are not banned.
 
-    The best of a row are sought in the `count` blocks with the largest maxima, as they can be nowhere else.
+    The best `k` of a row can only be in the `k` blocks with the largest maxima, so only these are searched.
 
     Args:
-        logits: (n, vocabulary).
-        tokens: tokens that may be banned, repetitions included: (n, m).
+        logits: logits of the next token: (n, vocabulary).
+        tokens: tokens that may be banned, each any number of times: (n, m).
         values: -inf where the token is banned, inf where it is not: (n, m).
-        count: tokens wanted, at most the vocabulary size.
-        room: two buffers of `padded_vocabulary` columns, -inf behind the vocabulary: (2, n, padded vocabulary) fp32.
+        k: tokens to find per row, at most the vocabulary size.
+        buffers: two buffers of `padded_vocabulary` columns, -inf beyond the vocabulary: (2, n, columns) fp32.
+
+    Returns:
+        Log-probabilities (fp32) and token ids, best first: both (n, k).
     """
     rows, vocabulary = logits.shape
-    shifted, powers = room
+    shifted, powers = buffers
     shifted[:, :vocabulary] = logits
     shifted -= shifted.amax(-1, keepdim=True)
     normaliser = torch.exp(shifted, out=powers).sum(-1, keepdim=True).log_()
-    # A token may occur several times of which only some ban it, so the lowest of its values counts.
+    # A token may occur several times and be banned only at some of them, so take the minimum.
     shifted.scatter_reduce_(-1, tokens, values, "amin")
     blocked = shifted.view(rows, -1, BLOCK_SIZE)
-    likely = blocked.amax(-1).topk(count, -1).indices
-    inside, places = blocked.gather(1, likely[..., None].expand(-1, -1, BLOCK_SIZE)).flatten(1).topk(count, -1)
+    likely = blocked.amax(-1).topk(k, -1).indices
+    inside, places = blocked.gather(1, likely[..., None].expand(-1, -1, BLOCK_SIZE)).flatten(1).topk(k, -1)
     found = likely.gather(1, places // BLOCK_SIZE) * BLOCK_SIZE + places % BLOCK_SIZE
     return inside - normaliser, found.clamp_(max=vocabulary - 1)
 
 
-def padded_vocabulary(vocabulary: int, count: int) -> int:
-    """Columns of whole blocks for a vocabulary, at least `count` blocks."""
-    return math.ceil(max(vocabulary, count * BLOCK_SIZE) / BLOCK_SIZE) * BLOCK_SIZE
+def padded_vocabulary(vocabulary: int, k: int) -> int:
+    """Round a vocabulary size up to whole blocks, and to at least `k` blocks."""
+    return math.ceil(max(vocabulary, k * BLOCK_SIZE) / BLOCK_SIZE) * BLOCK_SIZE
 
 
 def ban_values(banned: Tensor) -> Tensor:
-    """-inf where `banned` (n, m), else inf: the `values` of `top_tokens_of_rows`."""
+    """Convert `banned` (n, m) to the `values` of `top_tokens_of_rows`: -inf where True, else inf."""
     return torch.where(banned, -torch.inf, torch.inf)

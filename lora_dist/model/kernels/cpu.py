@@ -1,8 +1,8 @@
-"""Kernels for CPU cores: frozen weights packed for oneDNN, and everything wide in pieces that fit the cache.
+"""Kernels for CPU cores: frozen weights packed for oneDNN, and wide tensors in pieces that fit the cache.
 
-oneDNN computes with a blocked copy of a weight, and makes it anew in each product that is given a plain matrix: in bf16
-a tenth of a product with 464 rows, a third of one with 32. A frozen weight needs it only once. Products in fp32 go to
-MKL otherwise, which on AMD's processors takes more than twice as long.
+oneDNN multiplies with a blocked ("packed") copy of a weight. Given a plain matrix, it makes this copy again in each
+product, which in bf16 is a tenth of the time with 464 rows and a third with 32; a frozen weight needs it only once. In
+fp32, plain products are left to MKL, which on AMD processors takes more than twice as long.
 """
 
 import ctypes
@@ -27,27 +27,27 @@ from lora_dist.model.kernels.common import (
 )
 
 SHAPE_STEP = 16
-"""Tokens and labels of a forward pass, and the padded row length, are rounded up to a multiple of this. Each shape of a
-product has code of its own made for it, which takes some milliseconds and 0.7 MiB for good: a training of GPT-2 Small
-in bf16 held 1,416 MiB with 32, 1,522 with 16, 1,671 with 8."""
+"""Tokens and labels of a forward pass, and the padded row length, are rounded up to a multiple of this. oneDNN compiles
+code for each shape of a product, which takes some milliseconds and 0.7 MiB that it never frees: training GPT-2 Small in
+bf16 held 1,416 MiB with 32, 1,522 with 16, 1,671 with 8."""
 
 CHUNK_TOKENS = 2**14
-"""Tokens of a decode chunk beyond which it decodes no faster."""
+"""Tokens per decoding chunk beyond which decoding gets no faster."""
 
 OWN_MEMORY = False
-"""Whether each process has memory of its own; those on CPU cores share the machine's."""
+"""Whether each process has its own memory; processes on CPU cores share the machine's."""
 
 LOSS_LOGITS = 2**18
 """Logits of the loss that are exponentiated at a time (1 MiB in fp32)."""
 
 SEARCH_LOGITS = 2**19
-"""Logits of the beam search that are looked through at a time (2 MiB in fp32)."""
+"""Logits of the beam search that are searched at a time (2 MiB in fp32)."""
 
 
 def set_up_process() -> None:
-    """Let the C library keep what tensors free, where it is glibc's.
+    """Let glibc, if it is the C library, keep the memory that tensors free.
 
-    By default it hands large blocks back to the system, which then clears their pages again at each step.
+    By default it returns large blocks to the system, which then has to clear their pages again at each step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -56,22 +56,22 @@ def set_up_process() -> None:
 
 
 def _return_freed_memory() -> None:
-    """Hand back to the system, once, what `set_up_process` has kept; glibc's C library can."""
+    """Return the free memory that glibc has kept to the system, once."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
-    """Attention of each token to itself and those before it in its row: (rows, heads, length, head width).
+    """Compute causal self-attention within each row: (rows, heads, length, head width).
 
-    Written out, as torch's fused kernel takes five times as long on a CPU, forward and backward at E2E's lengths.
+    Torch's fused kernel takes five times as long on a CPU, forward and backward at E2E's lengths.
 
     Args:
-        query: (rows, heads, length, head width); `key` and `value` likewise.
-        key: of each token.
-        value: of each token.
-        visible: which tokens each may attend to, none after it: (rows, length, length); None is all of them.
+        query: queries: (rows, heads, length, head width).
+        key: keys, in the same shape.
+        value: values, in the same shape.
+        visible: a causal mask, True is visible: (rows, length, length). None shows all tokens up to itself.
         dropout: probability of dropping an attention weight.
     """
     length = query.shape[2]
@@ -83,15 +83,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None,
 
 
 def cached_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Attention of new tokens to the entries of a cache: (prompts, heads, new, head width).
+    """Compute the attention of new tokens to the entries of a KV cache: (prompts, heads, new, head width).
 
-    Not torch's fused kernel, which takes up to twice as long with ten queries. The keys are made dense, as oneDNN would
-    do itself, and after transposing them.
+    Torch's fused kernel takes up to twice as long with ten queries. The keys are made contiguous before the product;
+    oneDNN would otherwise copy them itself, after the transposition.
 
     Args:
-        query: (prompts, heads, new, head width).
-        keys: of the cache: (prompts, heads, entries, head width); `values` likewise.
-        values: of the cache.
+        query: queries of the new tokens: (prompts, heads, new, head width).
+        keys: keys of the cache: (prompts, heads, entries, head width).
+        values: values of the cache, in the same shape.
         mask: 0 or -inf, added to the scores: (prompts, 1, new, entries).
     """
     scores = (query * (1 / math.sqrt(query.shape[-1]))) @ keys.contiguous().transpose(2, 3)
@@ -99,18 +99,24 @@ def cached_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) 
 
 
 class PackedLinear(nn.Module):
-    """A frozen linear layer that holds its weight in packed copies only."""
+    """A frozen linear layer that stores only packed copies of its weight."""
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, *, differentiable: bool) -> None:
-        """Pack a weight (out, in) with bias (out,); if `differentiable`, a gradient can flow to the input."""
+        """Pack a frozen linear layer.
+
+        Args:
+            weight: W: (out, in).
+            bias: b: (out,).
+            differentiable: whether the gradient of the input will be needed, which takes a second copy.
+        """
         super().__init__()
-        assert not weight.requires_grad, "only what is frozen can be packed"
+        assert not weight.requires_grad, "only a frozen weight can be packed"
         self.bias = bias
-        # No parameters: nobody is to broadcast, save or convert them.
+        # Not parameters, so that nothing broadcasts, saves or converts them.
         self._packed = pack(weight)
         self._transposed = pack(weight.t()) if differentiable else None
         self.gelu = False
-        """Whether GELU follows, which then takes no pass over the result; such a layer is not differentiable."""
+        """Whether the product applies GELU too, without another pass over the result; it is then not differentiable."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to (..., out)."""
@@ -133,14 +139,14 @@ class _PackedProduct(torch.autograd.Function):
 
 
 def freeze_layers(model: GPT2LMHeadModel, *, differentiable: bool) -> None:
-    """Lay out the frozen layers of `model` for fast products, in place, adapters around them or not.
+    """Pack the frozen layers of `model` for fast products, in place, with or without adapters around them.
 
-    All `Conv1D` are packed and their plain weights freed; the model then serves only this purpose. Without a gradient
-    the activation becomes part of the product before it. Nothing changes where torch cannot pack.
+    Every `Conv1D` is packed and its plain weight freed, so the model can no longer be saved or converted. Without
+    gradients, the activation becomes part of the product before it. Where torch cannot pack, nothing changes.
 
     Args:
-        model: frozen but for its adapter.
-        differentiable: whether a gradient has to flow through.
+        model: a GPT-2 that is frozen except for its adapter.
+        differentiable: whether gradients will flow through the layers.
     """
     if not can_pack(model.dtype):
         return
@@ -154,34 +160,34 @@ def freeze_layers(model: GPT2LMHeadModel, *, differentiable: bool) -> None:
             block.mlp.c_fc.gelu = True
             block.mlp.act = nn.Identity()
     for parameter in model.parameters():
-        # Loaded tensors are pages of a file, of which one that is held holds them all in memory.
+        # Loaded tensors are views of a memory-mapped file: keeping one would keep the whole file in memory.
         parameter.data = parameter.data.clone()
     _return_freed_memory()
 
 
 class PackedProjection:
-    """The output projection with packed copies of its weight, as the tied embedding has to stay as it is."""
+    """The output projection with packed copies of its weight; the tied embedding keeps the plain one."""
 
     def __init__(self, weight: Tensor, *, differentiable: bool) -> None:
-        """Pack `weight` (vocabulary, width), for the gradient a second time."""
+        """Pack `weight` (vocabulary, width), and if `differentiable` a second copy for the gradient."""
         self._packed = pack(weight)
         self._transposed = pack(weight.t()) if differentiable else None
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """See `Projection`; oneDNN's product has a buffer of its own."""
+        """See `Projection`; oneDNN's product allocates its own result."""
         return product(hidden, self._packed)
 
     def gradient(self, logits: Tensor) -> Tensor:
         """See `Projection`."""
-        assert self._transposed is not None, "made for decoding, which has no gradient"
+        assert self._transposed is not None, "packed for decoding, which needs no gradient"
         return product(logits, self._transposed)
 
 
 def projection(weight: Tensor, *, differentiable: bool) -> Projection:
-    """Lay out the frozen output projection `weight` (vocabulary, width) for fast products.
+    """Copy the frozen output projection into the layout of the fastest product.
 
     Args:
-        weight: stays as it is.
+        weight: the projection, which is not changed: (vocabulary, width).
         differentiable: whether `Projection.gradient` will be called.
     """
     if can_pack(weight.dtype):
@@ -190,9 +196,12 @@ def projection(weight: Tensor, *, differentiable: bool) -> Projection:
 
 
 def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Make logits (labels, vocabulary) exp(logit - maximum) in place; each row's maximum and sum: (labels, 1) fp32.
+    """Replace logits (labels, vocabulary) by exp(logit - maximum) in place.
 
-    A few rows at a time, as it takes longer to get a fresh buffer for all in fp32 than to compute them.
+    A few rows at a time, as allocating an fp32 buffer for all of them takes longer than computing them.
+
+    Returns:
+        The maximum of each row and the sum of its exponentials: both (labels, 1) fp32.
     """
     parts = [exponentiate_rows(part) for part in torch.split(logits, max(1, LOSS_LOGITS // logits.shape[1]))]
     if not parts:
@@ -200,21 +209,24 @@ def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([maximum for maximum, _ in parts]), torch.cat([total for _, total in parts])
 
 
-def top_tokens(logits: Tensor, tokens: Tensor, banned: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (fp32) and ids of the most likely tokens that are not banned, best first: both (rows, count).
+def top_tokens(logits: Tensor, tokens: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the `k` most likely tokens of each row that are not banned.
 
     Args:
-        logits: (rows, vocabulary).
-        tokens: tokens that may be banned, repetitions included: (rows, n).
+        logits: logits of the next token: (rows, vocabulary).
+        tokens: tokens that may be banned, each any number of times: (rows, n).
         banned: whether they are: (rows, n).
-        count: tokens wanted, at most the vocabulary size.
+        k: tokens to find per row, at most the vocabulary size.
+
+    Returns:
+        Log-probabilities (fp32) and token ids, best first: both (rows, k).
     """
     rows = max(1, SEARCH_LOGITS // logits.shape[1])
-    columns = padded_vocabulary(logits.shape[1], count)
-    room = logits.new_full((2, min(rows, len(logits)), columns), -torch.inf, dtype=torch.float32)
+    columns = padded_vocabulary(logits.shape[1], k)
+    buffers = logits.new_full((2, min(rows, len(logits)), columns), -torch.inf, dtype=torch.float32)
     values, found = ban_values(banned), []
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
         piece = logits[part]
-        found.append(top_tokens_of_rows(piece, tokens[part], values[part], count, room[:, : len(piece)]))
+        found.append(top_tokens_of_rows(piece, tokens[part], values[part], k, buffers[:, : len(piece)]))
     return torch.cat([best for best, _ in found]), torch.cat([ids for _, ids in found])

@@ -1,4 +1,4 @@
-"""Kernels for GPUs: torch's fused attention, and everything in one piece, as launches are what costs."""
+"""Kernels for GPUs: torch's fused attention, and every tensor in one piece, as kernel launches are what costs time."""
 
 import math
 
@@ -17,17 +17,17 @@ from lora_dist.model.kernels.common import (
 )
 
 SHAPE_STEP = 16
-"""See `cpu.SHAPE_STEP`; few shapes are what CUDA graphs will need."""
+"""See `cpu.SHAPE_STEP`; CUDA graphs would need few shapes too."""
 
 CHUNK_TOKENS = 2**16
-"""Tokens of a decode chunk beyond which it decodes no faster."""
+"""See `cpu.CHUNK_TOKENS`."""
 
 OWN_MEMORY = True
 """See `cpu.OWN_MEMORY`."""
 
 
 def set_up_process() -> None:
-    """Prepare this process for work on the device: nothing to do on a GPU."""
+    """Do nothing: a process on a GPU needs no set-up."""
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
@@ -43,11 +43,11 @@ def cached_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) 
 
 
 def freeze_layers(model: GPT2LMHeadModel, *, differentiable: bool) -> None:
-    """See `cpu.freeze_layers`: a GPU multiplies with plain matrices."""
+    """Do nothing: a GPU multiplies with plain matrices."""
 
 
 def projection(weight: Tensor, *, differentiable: bool) -> Projection:
-    """See `cpu.projection`; for decoding the weight lies along the vocabulary, as a product with few rows reads it."""
+    """See `cpu.projection`; for decoding the vocabulary is the contiguous dimension, which is faster with few rows."""
     return PlainProjection(weight if differentiable else weight.detach().t().contiguous().t())
 
 
@@ -56,8 +56,8 @@ def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
     return exponentiate_rows(logits)
 
 
-def top_tokens(logits: Tensor, tokens: Tensor, banned: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def top_tokens(logits: Tensor, tokens: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """See `cpu.top_tokens`."""
-    columns = padded_vocabulary(logits.shape[1], count)
-    room = logits.new_full((2, len(logits), columns), -torch.inf, dtype=torch.float32)
-    return top_tokens_of_rows(logits, tokens, ban_values(banned), count, room)
+    columns = padded_vocabulary(logits.shape[1], k)
+    buffers = logits.new_full((2, len(logits), columns), -torch.inf, dtype=torch.float32)
+    return top_tokens_of_rows(logits, tokens, ban_values(banned), k, buffers)

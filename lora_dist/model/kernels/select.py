@@ -1,4 +1,4 @@
-"""The kernels of a device: the one place that asks for its type."""
+"""Choose the kernels of a device: the only place that looks at its type."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from lora_dist.model.kernels.common import Projection
 
 
 class Kernels(Protocol):
-    """What `cpu.py` and `cuda.py` both define; the docstrings are those of `cpu.py`."""
+    """The interface of `cpu.py` and `cuda.py`, documented in `cpu.py`."""
 
     @property
     def SHAPE_STEP(self) -> int:
@@ -52,11 +52,11 @@ class Kernels(Protocol):
         """See `cpu.exponentiate`."""
         ...
 
-    def top_tokens(self, logits: Tensor, tokens: Tensor, banned: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def top_tokens(self, logits: Tensor, tokens: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """See `cpu.top_tokens`."""
         ...
 
 
 def kernels_for(device: torch.device) -> Kernels:
-    """The kernels of a CPU, or those of a GPU for any other device."""
+    """Return the kernels for CPUs, or those for GPUs for any other device."""
     return cpu if device.type == "cpu" else cuda

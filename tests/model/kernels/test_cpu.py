@@ -1,4 +1,4 @@
-"""Packed weights against plain ones: the same products, losses, gradients and logits, to rounding."""
+"""Packed weights compared with plain ones: the same products, losses, gradients and logits, to rounding."""
 
 import copy
 from functools import partial
@@ -14,9 +14,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from lora_dist.config import BASELINE, IMPROVED, LoraSettings
 from lora_dist.data.collate import collate
 from lora_dist.data.tokens import TokenizedExamples
-from lora_dist.decoding import kv_cache as decoder
+from lora_dist.decoding.kv_cache import KVCache, lay_out
 from lora_dist.model import lora
-from lora_dist.model.kernels.cpu import PackedLinear, can_pack, pack_layers
+from lora_dist.model.compat import can_pack
+from lora_dist.model.kernels import cpu
+from lora_dist.model.kernels.cpu import PackedLinear, PackedProjection, freeze_layers
 from lora_dist.training.loss import ReferenceLoss
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -25,7 +27,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 @pytest.fixture(params=list(TOLERANCE), ids=str)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     found: torch.dtype = request.param
-    if not can_pack(torch.device("cpu"), found):
+    if not can_pack(found):
         pytest.skip(f"torch packs no {found} on this CPU")
     return found
 
@@ -37,11 +39,6 @@ def plain(dtype: torch.dtype) -> GPT2LMHeadModel:
         n_embd=64, n_layer=3, n_head=4, vocab_size=203, n_positions=96, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0
     )
     return GPT2LMHeadModel(config).to(dtype).requires_grad_(False).eval()
-
-
-def test_other_types_and_devices_are_not_packed() -> None:
-    assert not can_pack(torch.device("cpu"), torch.float64)
-    assert not can_pack(torch.device("meta"), torch.float32)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
@@ -61,15 +58,15 @@ def test_product_and_gradient_are_those_of_torchs_linear(rows: int, with_bias: b
     assert torch.equal(undifferentiable(x.detach()), layer(x))
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("settings", [BASELINE.lora, IMPROVED.lora], ids=["baseline", "improved"])
 def test_loss_and_gradients_are_those_of_plain_weights(
-    plain: GPT2LMHeadModel, settings: LoraSettings, recompute: bool, dtype: torch.dtype
+    plain: GPT2LMHeadModel, settings: LoraSettings, checkpointing: bool, dtype: torch.dtype
 ) -> None:
     lengths = np.array([31, 28, 17, 9])
     ids = np.random.default_rng(0).integers(0, 203, lengths.sum()).astype(np.int32)
     examples = TokenizedExamples(ids, np.cumsum([0, *lengths]), lengths // 2, np.arange(4))
-    batch = collate(examples, np.arange(4), pad_id=0)
+    batch = collate(examples, np.arange(4), 0, cpu.SHAPE_STEP)
     lora.inject(plain, LoraSettings(rank=settings.rank, targets=settings.targets, dropout=0.0), seed=0)
     with torch.no_grad():
         for parameter in lora.parameters(plain).values():
@@ -77,8 +74,8 @@ def test_loss_and_gradients_are_those_of_plain_weights(
     found = []
     for packed in (False, True):
         model = copy.deepcopy(plain)
-        module = ReferenceLoss(model, 0.1, recompute, packed).train()
-        sums = module(*batch.inputs())
+        module = ReferenceLoss(model, cpu, 0.1, gradient_checkpointing=checkpointing, partitioned=not packed).train()
+        sums = module(**batch.named())
         sums[0].backward()
         gradients = torch.cat([parameter.grad.flatten() for parameter in lora.parameters(model).values()])  # type: ignore[union-attr]
         found.append((sums.detach(), gradients))
@@ -92,27 +89,43 @@ def test_logits_of_decoding_are_those_of_plain_weights(
     plain: GPT2LMHeadModel, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [[5, 3, 8, 1], [7, 7]]
-    ours = decoder.Decoder(decoder.prepare(copy.deepcopy(plain)), prompts, 3, 4)
-    monkeypatch.setattr(decoder, "can_pack", lambda *_: False)
-    plainly = decoder.Decoder(decoder.prepare(plain), prompts, 3, 4)
-    assert isinstance(ours._model.lm_head, PackedLinear)
-    assert not isinstance(plainly._model.lm_head, PackedLinear)
+    models = [lay_out(copy.deepcopy(plain))]
+    monkeypatch.setattr(cpu, "can_pack", lambda _: False)
+    models.append(lay_out(plain))
+    assert [isinstance(model.projection, PackedProjection) for model in models] == [True, False]
+    assert [any(isinstance(m, PackedLinear) for m in model.body.modules()) for model in models] == [True, False]
     with torch.no_grad():
+        ours, plainly = (KVCache(model, prompts, 3, 4) for model in models)
         close = partial(torch.testing.assert_close, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
         close(ours.logits, plainly.logits)
-        words, parents = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.zeros(2, 3, dtype=torch.long)
-        close(ours.step(words, parents), plainly.step(words, parents))
+        tokens, parents = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.zeros(2, 3, dtype=torch.long)
+        close(ours.step(tokens, parents), plainly.step(tokens, parents))
 
 
-def test_packed_weights_are_no_parameters_and_the_checkpoints_file_is_let_go(
+def test_packed_weights_are_no_parameters_and_the_checkpoints_file_is_unmapped(
     plain: GPT2LMHeadModel, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     plain.save_pretrained(tmp_path)
     model = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=dtype).requires_grad_(False)
     before = sum(parameter.numel() for parameter in model.parameters())
     assert str(tmp_path) in Path("/proc/self/maps").read_text()
-    pack_layers(model, differentiable=True)
+    freeze_layers(model, differentiable=True)
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
     layers = 3 * 12 * 64 * 64
     assert sum(parameter.numel() for parameter in model.parameters()) == before - layers
     assert len([layer for layer in model.modules() if isinstance(layer, PackedLinear)]) == 12
+
+
+def test_the_packed_projection_gives_the_products_of_the_plain_weight(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight, hidden, pull = (torch.randn(*shape, dtype=dtype) for shape in ((203, 64), (7, 64), (7, 203)))
+    packed = cpu.projection(weight, differentiable=True)
+    assert isinstance(packed, PackedProjection)
+    tolerance = TOLERANCE[dtype]
+    for ours, exact in (
+        (packed.logits(hidden), hidden.double() @ weight.double().t()),
+        (packed.gradient(pull), pull.double() @ weight.double()),
+    ):
+        torch.testing.assert_close(ours.double(), exact, rtol=tolerance, atol=10 * tolerance)
+    with pytest.raises(AssertionError, match="no gradient"):
+        cpu.projection(weight, differentiable=False).gradient(pull)
