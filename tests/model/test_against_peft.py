@@ -78,8 +78,8 @@ def their_losses(
         order = epoch_order(len(examples), cfg.seed, epoch)
         texts, prompts = [], []
         for index in global_batch(order, position, cfg.global_batch_size):
-            text = examples.ids[examples.starts[index] : examples.starts[index + 1]]
-            texts.append(torch.from_numpy(text.astype(np.int64)))
+            ids_of_one = examples.ids[examples.starts[index] : examples.starts[index + 1]]
+            texts.append(torch.from_numpy(ids_of_one.astype(np.int64)))
             prompts.append(int(examples.prompt_lengths[index]))
         ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=pad_id)
         labels = torch.full_like(ids, -100)
