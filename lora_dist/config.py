@@ -198,8 +198,7 @@ class DecodeSettings:
     num_return: int = 1
     """Sentences to keep per MR, best first; outputs.jsonl lists all but the first as alternatives."""
     batch_tokens: int | None = None
-    """Most tokens per batch, counting prompts and all their beams; None chooses what suits the device and fits into a
-    quarter of its free memory."""
+    """Tokens per chunk, of the prompts and all their beams; None is a constant of the kind of device, CPU or GPU."""
     limit: int | None = None
     """Decode the first N MRs of the test set only; None decodes all 630."""
 

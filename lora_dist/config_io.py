@@ -5,7 +5,7 @@ import platform
 import shlex
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -70,18 +70,37 @@ def _from_json_value(hint: Any, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def read_config(run: RunDir) -> dict[str, Any]:
+    """Read config.json.
+
+    Raises:
+        UserError: if this is not the folder of a run.
+    """
+    problem = f"{run.root} is not the folder of a run"
+    config = read_json(run.config, problem)
+    if not isinstance(config.get("settings"), dict):
+        raise UserError(f"{problem}: its config.json is not a run's, but perhaps a model's")
+    return config
+
+
 def read_settings(run: RunDir) -> Settings:
     """Read the settings that a run was started with.
 
     Raises:
         UserError: if this is not the folder of a run.
     """
-    values = read_json(run.config, f"{run.root} is not the folder of a run")
-    return from_json(Settings, values["settings"])
+    return from_json(Settings, read_config(run)["settings"])
 
 
 def write_config(
-    run: RunDir, settings: Settings, world: dict[str, Any], data: dict[str, str], counts: dict[str, int]
+    run: RunDir,
+    settings: Settings,
+    world: Mapping[str, Any],
+    data: Mapping[str, str],
+    counts: Mapping[str, int],
+    *,
+    earlier_worlds: Sequence[Mapping[str, Any]] = (),
+    launch: Sequence[str] = (),
 ) -> None:
     """Write config.json: the resolved settings, and the world, data and versions they were used with.
 
@@ -91,10 +110,20 @@ def write_config(
         world: see `World.describe`.
         data: fingerprint of each split.
         counts: `trainable` parameters and `steps`.
+        earlier_worlds: the worlds that this one resumes from, each with `until_step`.
+        launch: see `launch_round.LaunchRound.agents`.
     """
     write_json(
         run.config,
-        {"settings": to_json(settings), "counts": counts, "world": world, "data": data, "versions": versions()},
+        {
+            "settings": to_json(settings),
+            "counts": dict(counts),
+            "world": dict(world),
+            "earlier_worlds": list(earlier_worlds),
+            "data": dict(data),
+            "versions": versions(),
+            "launch": list(launch),
+        },
     )
 
 

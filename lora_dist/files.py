@@ -6,11 +6,11 @@ A file or folder is written under a temporary name in the same folder, flushed t
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from lora_dist.errors import UserError
 
@@ -38,6 +38,13 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
     return value
 
 
+def reason(file: Path, error: Exception) -> str:
+    """Say why a file cannot be read; safetensors reports a file that one may not read as missing."""
+    if file.exists() and not os.access(file, os.R_OK):
+        return f"this user may not read {file.name}"
+    return str(error)
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read one JSON object per line, skipping lines that a kill cut short."""
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -56,17 +63,21 @@ def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, creating its folder."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically, creating its folder; its mode follows the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{PART}{path.name}.")
+    temporary = _temporary_name(path)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide the file from the group
-        os.replace(name, path)
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
@@ -85,23 +96,24 @@ def save_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `path` if the block succeeds.
+    """Yield a temporary folder that replaces `path` if the block succeeds; modes follow the umask.
 
     With `marker`, an empty file of that name is added last, once everything else is on disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{PART}{path.name}."))
+    temporary = _temporary_name(path)
     old = temporary.with_name(f"{temporary.name}.old")
+    temporary.mkdir()
     try:
-        os.chmod(temporary, 0o755)
         yield temporary
         for file in temporary.iterdir():
+            _follow_umask(file, temporary)
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         _sync_folder(temporary)
         if path.exists():
             path.rename(old)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         if old.exists() and not path.exists():
             old.rename(path)
@@ -113,10 +125,22 @@ def new_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
+def _temporary_name(path: Path) -> Path:
+    """Return an unused name next to `path`. Not from `tempfile`, whose files only their owner may read."""
+    return path.with_name(f"{PART}{path.name}.{uuid4().hex[:12]}")
+
+
+def _follow_umask(file: Path, folder: Path) -> None:
+    """Give a file that a library wrote for its owner only the mode that new files get in `folder`."""
+    with suppress(OSError):  # a file system without modes
+        file.chmod(folder.stat().st_mode & 0o666)
+
+
 def _sync_folder(folder: Path) -> None:
     """Flush the entries of `folder` to disk, so that a rename in it survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):  # a file system that cannot; the file stands under its name all the same
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -100,6 +100,16 @@ class RunDir:
         """The report as one self-contained page."""
         return self.root / "report.html"
 
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that writes to the run, whose name it holds."""
+        return self.root / ".lock"
+
+    def checkpoint_folders(self) -> dict[int, Path]:
+        """Find the folders of checkpoints, complete or not, by step; copies under other names are none."""
+        found = (path for path in self.checkpoints.glob("step-*") if path.name[5:].isdecimal())
+        return {int(path.name[5:]): path for path in found if self.checkpoint(int(path.name[5:])) == path}
+
     def checkpoint(self, step: int) -> Path:
         """Return the folder of the checkpoint written after `step` optimizer steps."""
         return self.checkpoints / f"step-{step:06d}"

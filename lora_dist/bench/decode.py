@@ -30,7 +30,7 @@ from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precis
 from lora_dist.data.e2e import group_by_mr, load_split
 from lora_dist.data.tokens import encode_prompts
 from lora_dist.decoding.beam_search import beam_search
-from lora_dist.decoding.decode import batch_tokens, chunks
+from lora_dist.decoding.decode import chunk_tokens, chunks
 from lora_dist.decoding.kv_cache import lay_out
 from lora_dist.model.base import DTYPES, load_base, load_tokenizer
 
@@ -134,7 +134,7 @@ def _ours(inputs: DecodeInputs, prompts: Prompts, precision: Precision) -> tuple
     model = lay_out(gpt2.to(bench_device()))
     never = -1  # an end-of-text id that is no token
     new_tokens = inputs.settings.num_beams * NEW_TOKENS
-    todo = chunks([len(p) for p in prompts], new_tokens, batch_tokens(model, inputs.settings, 1))
+    todo = chunks([len(p) for p in prompts], new_tokens, chunk_tokens(inputs.settings, model))
     beam_search(model, prompts[:1], replace(inputs.settings, max_new_tokens=2), never)
     start = now()
     for chunk in todo:

@@ -86,11 +86,13 @@ def _measure(arguments: dict[str, Any], result: Path) -> None:
     """
     from lora_dist.distributed.collectives import barrier, gather_objects
     from lora_dist.distributed.world import world
+    from lora_dist.training.determinism import reproducible
     from lora_dist.training.trainer import Trainer
 
     settings: Settings = from_json(Settings, arguments["settings"])
     warm_up, steps = int(arguments["warm_up"]), int(arguments["steps"])
-    with world() as here:
+    cfg = settings.train
+    with world() as here, reproducible(cfg.seed, deterministic=cfg.deterministic):
         torch.set_num_threads(1)
         trainer = Trainer(settings, RunDir(result.with_suffix("")), here)
         for number in range(warm_up):

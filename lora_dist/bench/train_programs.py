@@ -31,7 +31,8 @@ from lora_dist.model.adapter import load_adapter_state
 from lora_dist.model.base import DTYPES
 from lora_dist.model.lora import PEFT_PREFIX
 from lora_dist.run_dir import RunDir
-from lora_dist.training.trainer import Trainer, seed_everything
+from lora_dist.training.determinism import reproducible
+from lora_dist.training.trainer import Trainer
 
 NumberFormat = Literal["fp32", "autocast", "bf16"]
 """fp32 throughout, bf16 products of fp32 weights, or frozen weights in bf16 too."""
@@ -67,7 +68,12 @@ def ours(inputs: TrainInputs, precision: Precision) -> tuple[float, float]:
     """Time the steps in this package; return seconds and mean loss."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = MIXED_PRECISION[precision]
     settings = replace(inputs.settings, train=replace(inputs.settings.train, epochs=ENDLESS))
-    with tempfile.TemporaryDirectory(prefix="lora-dist-") as folder, world(str(bench_device())) as here:
+    cfg = settings.train
+    with (
+        tempfile.TemporaryDirectory(prefix="lora-dist-") as folder,
+        world(str(bench_device())) as here,
+        reproducible(cfg.seed, deterministic=cfg.deterministic),
+    ):
         trainer = Trainer(settings, RunDir(Path(folder, "run")), here)
 
         def step(k: int) -> Tensor:
@@ -163,7 +169,7 @@ def loralib(inputs: TrainInputs, number_format: NumberFormat) -> tuple[float, fl
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
     batches = inputs.batches()
-    seed_everything(cfg.seed, deterministic=False)
+    torch.manual_seed(cfg.seed)
 
     def step(k: int) -> Tensor:
         padded = pad_examples(inputs, batches[k], FIXED_LENGTH, False)

@@ -39,6 +39,11 @@ class TrainCommand(LaunchedCommand, Settings):
     overwrite: bool = False
     """Delete the run in --out first."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume and self.overwrite:
+            raise UserError("--resume and --overwrite exclude each other: give one of them")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCommand(LogSettings, Settings):

@@ -5,9 +5,8 @@ Modules with torch are imported inside the commands that need them, so that scor
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 from lora_dist.cli.arguments import (
     DecodeCommand,
@@ -23,8 +22,6 @@ from lora_dist.cli.arguments import (
 )
 from lora_dist.cli.parsing import parse, parse_with_preset, parse_with_settings
 from lora_dist.config import DataSettings, ModelSettings
-from lora_dist.config_io import read_settings
-from lora_dist.distributed.launcher import restarts
 from lora_dist.errors import UserError
 from lora_dist.files import save_text
 from lora_dist.run_dir import RunDir
@@ -33,21 +30,21 @@ from lora_dist.workflows.settings import ReproduceCommand
 
 def run(argv: Sequence[str]) -> int:
     """Train, decode, score and report in one launch: run PRESET --out DIR."""
-    from lora_dist.data.e2e import load_split
-    from lora_dist.decoding.decode import decode
+    from lora_dist.cli.training import claimed_output, training_world
+    from lora_dist.decoding.decode import check_test_set, decode
     from lora_dist.distributed.collectives import on_main
     from lora_dist.evaluation.scoring import score_run, scores_table
     from lora_dist.metrics.java import find_java
     from lora_dist.report.write import write_report
-    from lora_dist.training.trainer import Trainer
+    from lora_dist.training.trainer import train as train_adapter
 
     command = parse_with_preset(TrainCommand, "run", run.__doc__, argv)
-    folder = RunDir(command.out)
-    with _training_world(command) as here:
-        _check_output(command, here)
-        on_main(here, lambda: (str(find_java()), len(load_split(command.data, "test"))))  # fail before the training
-        Trainer(command.sections(), folder, here, overwrite=command.overwrite and not restarts()).run()
-        decode(command.sections(), folder, here)
+    settings, folder = command.sections(), RunDir(command.out)
+    with training_world(command) as here, claimed_output(command, here) as overwrite:
+        on_main(here, find_java)  # not after hours of training
+        on_main(here, lambda: check_test_set(settings))
+        train_adapter(settings, folder, here, overwrite=overwrite)
+        decode(settings, folder, here)
         is_main = here.is_main
     if is_main:  # no rank waits while Java computes METEOR
         print(scores_table(score_run(folder)))
@@ -57,34 +54,39 @@ def run(argv: Sequence[str]) -> int:
 
 def train(argv: Sequence[str]) -> int:
     """Train an adapter to OUT/adapter: train PRESET --out DIR."""
-    from lora_dist.training.trainer import Trainer
+    from lora_dist.cli.training import claimed_output, training_world
+    from lora_dist.training.trainer import train as train_adapter
 
     command = parse_with_preset(TrainCommand, "train", train.__doc__, argv)
     folder = RunDir(command.out)
-    with _training_world(command) as here:
-        _check_output(command, here)
-        Trainer(command.sections(), folder, here, overwrite=command.overwrite and not restarts()).run()
+    with training_world(command) as here, claimed_output(command, here) as overwrite:
+        train_adapter(command.sections(), folder, here, overwrite=overwrite)
         if here.is_main:
             print(f"adapter in {folder.adapter}; next: lora-dist decode {folder.root}")
     return 0
 
 
 def decode(argv: Sequence[str]) -> int:
-    """Write one sentence for each meaning representation of the test set to RUN/decode: decode RUN."""
+    """Write one sentence for each test MR to RUN/decode: decode RUN."""
     from lora_dist.decoding.decode import decode as decode_test_set
-    from lora_dist.decoding.derived_run import derive_run, source_settings
-    from lora_dist.distributed.collectives import on_main
+    from lora_dist.decoding.derived_run import derived_run, is_adapter, source_settings
+    from lora_dist.distributed.collectives import context_on_main, on_main
     from lora_dist.distributed.world import world
+    from lora_dist.run_guard import exclusive
 
     parsed = parse(DecodeCommand, "decode", argv)
     folder = RunDir(parsed.out or parsed.run)
     with world(parsed.device, hang_timeout=parsed.hang_timeout) as here:
-        saved = on_main(here, lambda: source_settings(parsed.run, parsed.out))  # other machines may not have it
+        if parsed.out is None and on_main(here, lambda: is_adapter(parsed.run)):
+            raise UserError(f"{parsed.run} is an adapter, not a run: add --out RUN, the folder for its sentences")
+        saved = on_main(here, lambda: source_settings(parsed.run))  # another machine may not see it
         command = parse_with_settings(parsed, saved, "decode", argv)
         settings = replace(saved, model=command.model, data=command.data, decode=command.decode)
-        if command.out is not None:
-            on_main(here, lambda: derive_run(folder, command.run, settings))
-        decode_test_set(settings, folder, here)
+        with ExitStack() as stack:
+            stack.enter_context(context_on_main(here, exclusive(folder)))
+            if command.out is not None:
+                stack.enter_context(context_on_main(here, derived_run(folder, command.run, settings)))
+            decode_test_set(settings, folder, here)
         if here.is_main:
             print(f"sentences in {folder.outputs}; next: lora-dist report {folder.root}")
     return 0
@@ -134,20 +136,21 @@ def report(argv: Sequence[str]) -> int:
 
 
 def generate(argv: Sequence[str]) -> int:
-    """Print a sentence for each meaning representation: generate RUN "name[The Eagle], food[French]" ..."""
+    """Print a sentence for each MR: generate RUN "name[The Eagle], food[French]" ..."""
     from lora_dist.data.e2e import format_mr, parse_mr
     from lora_dist.decoding.decode import generate as generate_sentences
+    from lora_dist.decoding.derived_run import adapter_folder, source_settings
     from lora_dist.distributed.world import world
 
     parsed = parse(GenerateCommand, "generate", argv)
-    saved = read_settings(RunDir(parsed.run))
+    saved = source_settings(parsed.run)
     command = parse_with_settings(parsed, saved, "generate", argv)
     if not command.mrs:
         raise UserError('generate needs a meaning representation, such as "name[The Eagle], food[French]"')
     mrs = [format_mr(parse_mr(mr)) for mr in command.mrs]
     settings = replace(saved, model=command.model, decode=command.decode)
     with world(command.device) as here:
-        for sentences in generate_sentences(settings, RunDir(command.run).adapter, here.device, mrs):
+        for sentences in generate_sentences(settings, adapter_folder(command.run), here.device, mrs):
             for text, value in sentences:
                 print(text if settings.decode.num_return == 1 else f"{value:.4f}\t{text}")
     return 0
@@ -155,17 +158,12 @@ def generate(argv: Sequence[str]) -> int:
 
 def merge(argv: Sequence[str]) -> int:
     """Write a plain GPT-2 checkpoint with the adapter merged: merge RUN OUT."""
-    from lora_dist.files import new_folder
-    from lora_dist.model.adapter import load_merged
+    from lora_dist.decoding.derived_run import adapter_folder, source_settings
+    from lora_dist.model.adapter import save_merged
 
     parsed = parse(MergeCommand, "merge", argv)
-    command = parse_with_settings(parsed, read_settings(RunDir(parsed.run)), "merge", argv)
-    if command.out.exists() and (not command.out.is_dir() or any(command.out.iterdir())):
-        raise UserError(f"{command.out} exists already: name a new folder")
-    model, tokenizer, _ = load_merged(command.model, RunDir(command.run).adapter)
-    with new_folder(command.out) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    command = parse_with_settings(parsed, source_settings(parsed.run), "merge", argv)
+    save_merged(command.model, adapter_folder(command.run), command.out)
     print(f"merged model in {command.out}")
     return 0
 
@@ -227,20 +225,3 @@ def demo(argv: Sequence[str]) -> int:
 
     command = parse(DemoCommand, "demo", argv)
     return run_demo(command.out, command.seed)
-
-
-def _training_world(command: TrainCommand) -> AbstractContextManager[Any]:
-    """Connect the processes of a training."""
-    from lora_dist.distributed.world import world
-
-    tracker = command.train.tracker
-    return world(command.device, tracker=tracker, folder=command.out, hang_timeout=command.hang_timeout)
-
-
-def _check_output(command: TrainCommand, here: Any) -> None:
-    """Refuse an output folder that may not be written to; processes that torchrun has restarted resume."""
-    from lora_dist.distributed.collectives import on_main
-    from lora_dist.run_guard import check_output
-
-    resume = command.resume or restarts() > 0
-    on_main(here, lambda: check_output(RunDir(command.out), resume=resume, overwrite=command.overwrite))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,9 @@ from lora_dist.cli import commands
 from lora_dist.distributed.launcher import LOG_PREFIX
 from lora_dist.distributed.logs import set_up_logging
 from lora_dist.errors import INTERRUPTED, USER_ERROR, Interrupted, UserError
+
+OLD_RANK = re.compile(r"--local[-_]rank=\d+")
+"""What torch.distributed.launch adds to the arguments, besides setting LOCAL_RANK."""
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     function.__name__: function
@@ -38,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success; `errors.USER_ERROR` after a user error, which is printed as one sentence; `errors.INTERRUPTED`
         after a signal, when the same command resumes; 1 after any other failure.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not OLD_RANK.fullmatch(word)]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else USER_ERROR
@@ -57,6 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"{LOG_PREFIX}the disk is full; nothing that was complete is lost: make room, then give the same command "
             "again, a training with --resume",
+            file=sys.stderr,
+        )
+        return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for it
+            raise
+        print(
+            f"{LOG_PREFIX}the GPU is out of memory; complete checkpoints are kept. Try more "
+            "--train.accumulation-steps, --train.gradient-checkpointing, a smaller --decode.batch-tokens, or "
+            "accelerate_configs/zero3.yaml (lora-dist plan shows what is needed): "
+            f"{str(error).splitlines()[0]}",
             file=sys.stderr,
         )
         return 1

@@ -83,7 +83,7 @@ def check_room(positions: int, longest: int, settings: DecodeSettings) -> None:
     if longest + settings.max_new_tokens > positions:
         raise UserError(
             f"--decode.max-new-tokens is {settings.max_new_tokens}: after a prompt of {longest} tokens the model's "
-            f"{positions} positions leave room for {positions - longest}"
+            f"{positions} positions leave room for {max(0, positions - longest)}"
         )
 
 

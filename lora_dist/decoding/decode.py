@@ -28,7 +28,7 @@ from lora_dist.data.e2e import (
     one_line,
 )
 from lora_dist.data.tokens import encode_prompts
-from lora_dist.decoding.beam_search import Sentence, beam_search
+from lora_dist.decoding.beam_search import Sentence, beam_search, check_room
 from lora_dist.decoding.kv_cache import DecodingModel, lay_out
 from lora_dist.decoding.ledger import Found, append_to_ledger, open_ledger
 from lora_dist.distributed.collectives import (
@@ -40,14 +40,14 @@ from lora_dist.distributed.collectives import (
     on_main,
 )
 from lora_dist.distributed.consistency import require_agreement, require_shared
-from lora_dist.distributed.device import free_memory
 from lora_dist.distributed.signals import graceful_shutdown
 from lora_dist.distributed.world import World
 from lora_dist.errors import Interrupted
 from lora_dist.files import write_json, write_jsonl, write_text
-from lora_dist.model.adapter import load_merged
-from lora_dist.model.base import DTYPES
+from lora_dist.model.adapter import load_adapted
+from lora_dist.model.base import DTYPES, base_fingerprint, load_config, load_tokenizer
 from lora_dist.model.kernels.select import kernels_for
+from lora_dist.model.lora import fold
 from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
 
 
@@ -80,9 +80,22 @@ def load_decoder(settings: Settings, adapter: Path, device: torch.device) -> Dec
         UserError: if there is no adapter, or it was trained on another base model.
     """
     kernels_for(device).set_up_process()
-    gpt2, tokenizer, base = load_merged(settings.model, adapter)
+    gpt2, tokenizer = load_adapted(settings.model, adapter)
+    base = base_fingerprint(gpt2, tokenizer)
+    fold(gpt2)
     model = lay_out(gpt2.to(device, DTYPES[settings.decode.precision]))
     return Decoder(model, tokenizer, base, settings.decode)
+
+
+def check_test_set(settings: Settings) -> None:
+    """Refuse a test set that cannot be decoded, before anything is trained.
+
+    Raises:
+        UserError: if it cannot be read, or a sentence might exceed the model's positions after one of its MRs.
+    """
+    groups = group_by_mr(load_split(settings.data, "test"))[: settings.decode.limit]
+    prompts = encode_prompts(load_tokenizer(settings.model), [group.mr for group in groups])
+    check_room(load_config(settings.model).n_positions, max(map(len, prompts)), settings.decode)
 
 
 def generate(settings: Settings, adapter: Path, device: torch.device, mrs: Sequence[str]) -> list[Found]:
@@ -122,13 +135,18 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
 
 
 def _signature(decoder: Decoder, run: RunDir, examples: Sequence[Example], groups: Sequence[Group]) -> dict[str, Any]:
-    """Return what determines the outputs; a ledger is continued only under the same signature."""
+    """Return what determines the outputs; a ledger is continued only under the same signature.
+
+    The kind of device and the size of a chunk belong to it, as both change rounding.
+    """
     return {
         "decode": to_json(decoder.settings),
         "adapter": hashlib.sha256((run.adapter / ADAPTER_WEIGHTS).read_bytes()).hexdigest(),
         "base": decoder.base_fingerprint,
         "test_data": fingerprint(examples),
         "official_test_set": is_official("test", examples) and len(groups) == len(group_by_mr(examples)),
+        "device": decoder.model.device.type,
+        "chunk_tokens": chunk_tokens(decoder.settings, decoder.model),
         "versions": versions(),
     }
 
@@ -172,17 +190,12 @@ def chunks(lengths: Sequence[int], new_tokens: int, batch_tokens: int) -> list[l
     return found
 
 
-def batch_tokens(model: DecodingModel, settings: DecodeSettings, processes: int) -> int:
-    """Return the most tokens per chunk: the setting, or what suits the device and fits a quarter of its free memory.
+def chunk_tokens(settings: DecodeSettings, model: DecodingModel) -> int:
+    """Return the most tokens of a chunk: those of the settings, or a constant of the kind of device.
 
-    A power of two, so that a little more or less free memory gives the same chunks and so the same bits.
+    It depends on nothing else, so that any number of ranks with any amount of memory decode the same bytes.
     """
-    if settings.batch_tokens is not None:
-        return settings.batch_tokens
-    config = model.body.config
-    bytes_per_token = 2 * config.n_layer * config.n_embd * model.dtype.itemsize
-    fitting = int(free_memory(model.device) // 4 // bytes_per_token // (1 if model.kernels.OWN_MEMORY else processes))
-    return min(model.kernels.CHUNK_TOKENS, 1 << max(0, fitting.bit_length() - 1))
+    return settings.batch_tokens or model.kernels.CHUNK_TOKENS
 
 
 def _decode_shard(
@@ -194,7 +207,7 @@ def _decode_shard(
     """
     settings = decoder.settings
     found = dict(done) if world.is_main else {}
-    size = on_main(world, lambda: batch_tokens(decoder.model, settings, world.size))
+    size = chunk_tokens(settings, decoder.model)
     new_tokens = settings.num_beams * settings.max_new_tokens
     todo = [chunk for chunk in chunks([len(p) for p in prompts], new_tokens, size) if not done.keys() >= set(chunk)]
     started, finished = SharedCounter(world), SharedCounter(world)

@@ -2,7 +2,8 @@
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -38,6 +39,18 @@ def on_main(world: World, work: Callable[[], T]) -> T:
         raise UserError(result[1])
     value: T = result[0]
     return value
+
+
+@contextmanager
+def context_on_main(world: World, context: AbstractContextManager[None]) -> Iterator[None]:
+    """Hold `context` on rank 0 during the block. Collective: call on all ranks.
+
+    Raises:
+        UserError: on every rank, if entering it raised one.
+    """
+    with ExitStack() as stack:
+        on_main(world, lambda: stack.enter_context(context))
+        yield
 
 
 def first_on_node(world: World, work: Callable[[], T]) -> T:

@@ -4,7 +4,6 @@ import logging
 import os
 from pathlib import Path
 
-import psutil
 import torch
 
 from lora_dist.config import Precision
@@ -99,11 +98,6 @@ def has_bf16(device: torch.device) -> bool:
 def describe_device(device: torch.device) -> str:
     """Return the GPU's name, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes of free memory of a GPU, or of the machine for a CPU."""
-    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
 def peak_memory(device: torch.device) -> int:

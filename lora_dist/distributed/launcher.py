@@ -57,10 +57,14 @@ def launched_processes() -> int:
     Raises:
         UserError: if this process is one of several copies that are not connected.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = _positive("WORLD_SIZE")
+    if launched > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"WORLD_SIZE is {launched} and MASTER_ADDR is missing: unset WORLD_SIZE, or start with accelerate launch"
+        )
     # MPI and srun start copies of a command; only torchrun's variables join them.
-    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        copies = int(os.environ.get(name) or 1)
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
+        copies = _positive(name)
         if copies > 1 and launched == 1:
             raise UserError(
                 f"{copies} copies of this command were started ({name}={copies}) that do not know of each other: start "
@@ -71,12 +75,20 @@ def launched_processes() -> int:
 
 def local_processes() -> int:
     """Return how many of the launcher's processes run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    return _positive("LOCAL_WORLD_SIZE" if os.environ.get("LOCAL_WORLD_SIZE") else "WORLD_SIZE")
+
+
+def _positive(variable: str) -> int:
+    """Read a count from the environment; 1 where the variable is missing or empty."""
+    value = os.environ.get(variable) or "1"
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"{variable} is {value}: unset it, or start with accelerate launch")
+    return int(value)
 
 
 def restarts() -> int:
     """Return how often torchrun has restarted these processes after a failure (`--max_restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
 def uses_deepspeed() -> bool:

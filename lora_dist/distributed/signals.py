@@ -5,6 +5,7 @@ from a terminal that closes. All ranks then finish their step or chunk, save, an
 """
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -33,6 +34,9 @@ def graceful_shutdown() -> Iterator[StopRequest]:
     A signal that is ignored stays ignored: `nohup` ignores SIGHUP.
     """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # Python lets only the main thread handle signals; whoever started this one ends it
+        return
     before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     for number in before:
         signal.signal(number, request.note)

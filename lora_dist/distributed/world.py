@@ -24,7 +24,9 @@ from torch.distributed.rendezvous import rendezvous
 from lora_dist.config import Precision
 from lora_dist.distributed.compat import compile_nothing, load_weights_whole, reset_accelerate
 from lora_dist.distributed.device import choose_device, compute_precision, describe_device
-from lora_dist.distributed.launcher import launched_processes, local_processes, restarts, uses_deepspeed
+from lora_dist.distributed.environment import check_environment
+from lora_dist.distributed.launch_round import LaunchRound, agree_on_round, single_process_round
+from lora_dist.distributed.launcher import launched_processes, local_processes, uses_deepspeed
 from lora_dist.distributed.network import interface_towards
 from lora_dist.distributed.watchdog import HANG_TIMEOUT, Watchdog
 from lora_dist.errors import UserError
@@ -45,6 +47,8 @@ class World:
     """Precision of the frozen weights during training."""
     watchdog: Watchdog
     """Ends this process if no progress is reported to it for too long."""
+    launch: LaunchRound
+    """This start by the launcher."""
     store: Store | None
     """Key-value store of all ranks; None for one process."""
     control_group: dist.ProcessGroup | None
@@ -110,11 +114,17 @@ def world(
     """
     _require_tracker(tracker)
     launched = launched_processes()
+    check_environment()
     on_cpu = choose_device(device, launched)
     if on_cpu:
         _use_cpu_cores(launched)
+    else:  # in every command, as cuBLAS chooses its kernels by the size of its workspace
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     timeout = timedelta(seconds=hang_timeout + TIMEOUT_MARGIN if hang_timeout else NO_TIMEOUT)
-    store = _join("gloo" if on_cpu else "nccl", timeout) if launched > 1 else None
+    if launched > 1:
+        store, launch = _join("gloo" if on_cpu else "nccl", timeout)
+    else:
+        store, launch = None, single_process_round()
     backend = "gloo" if on_cpu and (launched > 1 or uses_deepspeed()) else None  # accelerate would prefer MPI
     accelerator = Accelerator(
         cpu=on_cpu and not uses_deepspeed(),
@@ -137,7 +147,7 @@ def world(
     name = f"rank {accelerator.process_index} of {launched}"
     try:
         with Watchdog(name, hang_timeout) as watchdog:
-            yield World(accelerator, compute_precision(accelerator.device), watchdog, store, control_group)
+            yield World(accelerator, compute_precision(accelerator.device), watchdog, launch, store, control_group)
             accelerator.wait_for_everyone()
     finally:
         accelerator.end_training()  # closes trackers and destroys the process group, before the interpreter exits
@@ -153,21 +163,18 @@ def _use_cpu_cores(launched: int) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes()))
 
 
-def _join(backend: str, timeout: timedelta) -> Store:
-    """Create the process group before accelerate does, and return its store.
-
-    Processes that torchrun has restarted find the previous attempt's store, with the addresses of dead processes in it.
-    So each attempt uses its own keys.
-    """
+def _join(backend: str, timeout: timedelta) -> tuple[Store, LaunchRound]:
+    """Create the process group before accelerate does, with keys of its own in the launcher's store."""
     if local_processes() < launched_processes():
         # Gloo would listen at the address of this machine's host name, which is often a loopback address.
         interface = interface_towards(os.environ["MASTER_ADDR"])
         if interface is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     store, rank, size = next(rendezvous("env://", timeout=timeout))
-    store = PrefixStore(f"restart-{restarts()}", store)
+    launch = agree_on_round(store, rank, size, timeout)
+    store = PrefixStore(launch.name, store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    return store
+    return store, launch
 
 
 def _require_tracker(tracker: str) -> None:

@@ -1,7 +1,10 @@
 """Adapters on disk: folders in PEFT's layout, read, written, and merged into a base model."""
 
+import errno
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,14 @@ from transformers import GPT2LMHeadModel
 from lora_dist.config import LoraSettings, ModelSettings
 from lora_dist.data.tokens import REFERENCE_TOKEN
 from lora_dist.errors import UserError
-from lora_dist.files import read_json
+from lora_dist.files import new_folder, reason
 from lora_dist.model import lora
+from lora_dist.model.adapter_config import ADAPTER_CONFIG, read_adapter_settings
 from lora_dist.model.base import BaseIdentity, base_fingerprint, load_base, load_tokenizer, set_reference_row
+from lora_dist.model.lora import PEFT_PREFIX
 from lora_dist.run_dir import ADAPTER_WEIGHTS
+from lora_dist.run_guard import require_writable
 
-ADAPTER_CONFIG = "adapter_config.json"
 REFERENCE_ROW = "reference_token.safetensors"
 
 
@@ -56,67 +61,78 @@ def save_adapter(folder: Path, state: Mapping[str, Tensor], settings: LoraSettin
 def load_adapter(folder: Path, model: GPT2LMHeadModel, tokenizer: Any) -> None:
     """Inject the adapter of `folder` into a plain `model`; every matrix has to fit.
 
-    An adapter trained with PEFT comes without a reference-token embedding: the model's own is kept.
+    The reference token's embedding is the one stored next to the adapter. PEFT stores it, if at all, in a whole
+    embedding matrix, whose other rows then must be the model's; otherwise the model's own is kept.
 
     Raises:
         UserError: if the folder holds no adapter, or one that was trained on another model.
     """
-    settings = read_adapter_settings(folder)
-    lora.inject(model, settings, seed=0)
-    lora.load(model, load_adapter_state(folder))
+    state = load_adapter_state(folder)
+    matrices = {name: tensor for name, tensor in state.items() if ".lora_" in name}
+    lora.inject(model, read_adapter_settings(folder, matrices), seed=0)
+    lora.load(model, matrices)
+    row = _row_of_resized_embedding(folder, state, model, tokenizer)
     row_file = folder / REFERENCE_ROW
-    if not row_file.is_file():
-        return
-    try:
-        with safe_open(row_file, framework="pt") as file:
-            trained_on, row = file.metadata()["base_fingerprint"], file.get_tensor(REFERENCE_TOKEN)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{row_file} cannot be read ({error}): train again or --resume") from None
-    if trained_on != base_fingerprint(model, tokenizer):
-        raise UserError(f"the adapter in {folder} was trained on another base model: check --model.name")
-    set_reference_row(model, tokenizer, row)
+    if row_file.is_file():
+        try:
+            with safe_open(row_file, framework="pt") as file:
+                trained_on, row = file.metadata()["base_fingerprint"], file.get_tensor(REFERENCE_TOKEN)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{row_file} cannot be read ({reason(row_file, error)}): train again or --resume") from None
+        if trained_on != base_fingerprint(model, tokenizer):
+            raise UserError(f"the adapter in {folder} was trained on another base model: check --model.name")
+    if row is not None:
+        set_reference_row(model, tokenizer, row)
 
 
-def read_adapter_settings(folder: Path) -> LoraSettings:
-    """Read the shape of the adapter in `folder` from its adapter_config.json.
+def _row_of_resized_embedding(
+    folder: Path, state: Mapping[str, Tensor], model: GPT2LMHeadModel, tokenizer: Any
+) -> Tensor | None:
+    """Return the reference token's row (width,) of an embedding that PEFT saved with the adapter; None without one.
 
     Raises:
-        UserError: if the file is missing, or the adapter is of a kind that `LoraConv1D` does not compute.
+        UserError: if the embedding differs from the model's in another row, or other tensors were saved.
     """
-    config = read_json(folder / ADAPTER_CONFIG, f"{folder} holds no adapter")
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("use_rslora"):
-        raise UserError(f"the adapter in {folder} is not a plain LoRA: train one with lora-dist or PEFT's LoraConfig")
-    if config.get("bias", "none") != "none" or config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise UserError(f"the adapter in {folder} trains biases or mixes ranks, which lora-dist does not support")
-    if not config.keys() >= {"r", "lora_alpha", "target_modules"}:
-        raise UserError(f"{folder / ADAPTER_CONFIG} lacks r, lora_alpha or target_modules: copy the adapter again")
-    targets = config["target_modules"]
-    return LoraSettings(
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        dropout=config.get("lora_dropout", 0.0),
-        targets=tuple(sorted([targets] if isinstance(targets, str) else targets)),
-    )
+    row = None
+    reference = tokenizer.convert_tokens_to_ids(REFERENCE_TOKEN)
+    own = model.transformer.wte.weight.detach()
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        if name.removeprefix(PEFT_PREFIX) not in ("transformer.wte.weight", "lm_head.weight"):
+            raise UserError(f"the adapter in {folder} has also trained {name}: give one with LoRA matrices only")
+        same = tensor.shape == own.shape and torch.equal(tensor[:reference], own[:reference].to(tensor.dtype))
+        if not same or (row is not None and not torch.equal(row, tensor[reference])):
+            raise UserError(
+                f"the adapter in {folder} has embeddings {name} {tuple(tensor.shape)} that are not the base model's "
+                f"with a row for {REFERENCE_TOKEN}: save it with save_embedding_layers=False, or check --model.name"
+            )
+        row = tensor[reference]
+    return row
 
 
-def load_adapter_state(folder: Path) -> dict[str, Tensor]:
-    """Load A (r, in) and B (out, r) by PEFT's names.
+def load_adapter_state(folder: Path, remedy: str = "train again or --resume") -> dict[str, Tensor]:
+    """Load the tensors of an adapter by PEFT's names: A (r, in) and B (out, r), perhaps embeddings.
+
+    Args:
+        folder: of the adapter.
+        remedy: the end of the error message.
 
     Raises:
         UserError: if the file is missing or damaged.
     """
+    file = folder / ADAPTER_WEIGHTS
+    if not file.exists() and file.with_name("adapter_model.bin").exists():
+        raise UserError(f"{folder} has an adapter_model.bin: save it again with safe_serialization=True")
     try:
-        state: dict[str, Tensor] = load_file(folder / ADAPTER_WEIGHTS)
+        state: dict[str, Tensor] = load_file(file)
         return state
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / ADAPTER_WEIGHTS} cannot be read ({error}): train again or --resume") from None
+        raise UserError(f"{file} cannot be read ({reason(file, error)}): {remedy}") from None
 
 
-def load_merged(settings: ModelSettings, adapter: Path) -> tuple[GPT2LMHeadModel, Any, str]:
-    """Load GPT-2 with the adapter merged into its weights, in fp32 on the CPU.
-
-    Returns:
-        The model without adapter layers, its tokenizer, and the base model's fingerprint.
+def load_adapted(settings: ModelSettings, adapter: Path) -> tuple[GPT2LMHeadModel, Any]:
+    """Load GPT-2 with the adapter injected, in fp32 on the CPU, and its tokenizer.
 
     Raises:
         UserError: if there is no adapter, or it was trained on another base model.
@@ -125,7 +141,39 @@ def load_merged(settings: ModelSettings, adapter: Path) -> tuple[GPT2LMHeadModel
         raise UserError(f"{adapter} is missing: train first, or resume with train --resume")
     tokenizer = load_tokenizer(settings)
     model = load_base(settings, tokenizer, torch.float32)
-    fingerprint = base_fingerprint(model, tokenizer)
     load_adapter(adapter, model, tokenizer)
+    return model, tokenizer
+
+
+def load_merged(settings: ModelSettings, adapter: Path) -> tuple[GPT2LMHeadModel, Any]:
+    """Load a plain GPT-2 with the adapter merged into its weights, in fp32 on the CPU, and its tokenizer.
+
+    Raises:
+        UserError: if there is no adapter, or it was trained on another base model.
+    """
+    model, tokenizer = load_adapted(settings, adapter)
     lora.fold(model)
-    return model, tokenizer, fingerprint
+    return model, tokenizer
+
+
+def save_merged(settings: ModelSettings, adapter: Path, out: Path) -> None:
+    """Write a plain GPT-2 checkpoint with the adapter merged, and its tokenizer, to a new folder.
+
+    The config keeps the base model's own dropout, whatever the training used.
+
+    Raises:
+        UserError: if `out` is not empty or cannot be written, there is no adapter, or it does not fit the model.
+        OSError: if the disk is full.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already: name a new folder")
+    require_writable(out)
+    model, tokenizer = load_merged(replace(settings, dropout=None), adapter)
+    with new_folder(out) as folder:
+        try:
+            model.save_pretrained(folder)
+        except SafetensorError as error:  # safetensors' own writer hides a full disk in an error of its own
+            if os.strerror(errno.ENOSPC) in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
+            raise
+        tokenizer.save_pretrained(folder)

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,13 +51,32 @@ def load_config(settings: ModelSettings) -> Any:
         config = AutoConfig.from_pretrained(settings.name)
     except (OSError, ValueError) as error:
         raise _not_loadable(settings.name, error) from None
-    if config.model_type != "gpt2":
-        raise UserError(f"--model.name {settings.name} is a {config.model_type} model: give a GPT-2")
-    if config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or not config.scale_attn_weights:
-        raise UserError(f"--model.name {settings.name} scales attention differently: give a plain GPT-2")
+    _require_plain_gpt2(settings.name, config)
     if settings.dropout is not None:
         config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = settings.dropout
     return config
+
+
+def _require_plain_gpt2(name: str, config: Any) -> None:
+    """Refuse a model that computes anything but a GPT-2 language model.
+
+    Raises:
+        UserError: which names the difference.
+    """
+    if config.model_type != "gpt2":
+        raise UserError(f"--model.name {name} is a {config.model_type} model: give a GPT-2")
+    scaled = config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or not config.scale_attn_weights
+    differences = {
+        "scales attention differently": scaled,
+        "has cross-attention": config.add_cross_attention,
+        "is quantised": getattr(config, "quantization_config", None) is not None,
+        "has code of its own": getattr(config, "auto_map", None) is not None,
+        "has pruned heads": bool(getattr(config, "pruned_heads", None)),
+        "has an output projection of its own": not config.tie_word_embeddings,
+        "holds a PEFT adapter next to the model": Path(name, "adapter_config.json").is_file(),
+    }
+    if found := [difference for difference, holds in differences.items() if holds]:
+        raise UserError(f"--model.name {name} {found[0]}: give a plain GPT-2 (lora-dist merge writes one)")
 
 
 def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GPT2LMHeadModel:
@@ -81,6 +101,11 @@ def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GP
         raise UserError(
             f"--model.name {settings.name} lacks {len(info['missing_keys'])} of GPT-2's weights, such as "
             f"{sorted(info['missing_keys'])[0]}: download it again"
+        )
+    if info["unexpected_keys"] or info["mismatched_keys"]:
+        other = sorted(map(str, (*info["unexpected_keys"], *info["mismatched_keys"])))[0]
+        raise UserError(
+            f"--model.name {settings.name} has weights that are not GPT-2's, such as {other}: give a plain GPT-2"
         )
     fuse_activation(model.transformer)
     vocabulary = model.transformer.wte.weight.shape[0]

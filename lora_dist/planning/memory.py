@@ -211,8 +211,9 @@ def saved_bytes(model: GPT2LMHeadModel, shape: BatchShape, precision: Precision,
         kept, activated = _layer(block.mlp.c_proj, rows, activated, precision)
         elements += kept + activated * _mask(block.mlp.dropout, rows * width)
         flows = flows or activated
-    elements += _norm(rows, width) + rows * width  # the final norm, and the gradient that the head computes at once
-    return indices + elements * BYTES[precision]
+    elements += _norm(rows, width)  # the final norm
+    gradient = 4 * rows * width  # of the head's input, in fp32: the head computes it at once
+    return indices + gradient + elements * BYTES[precision]
 
 
 def _norm(rows: int, width: int) -> int:

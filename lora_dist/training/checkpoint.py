@@ -14,10 +14,11 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from lora_dist.config import LoraSettings
+from lora_dist.config_io import as_options, read_config, read_settings
 from lora_dist.distributed.collectives import barrier
 from lora_dist.distributed.world import World
 from lora_dist.errors import UserError
-from lora_dist.files import new_folder, read_json, write_json
+from lora_dist.files import new_folder, read_json, reason, write_json
 from lora_dist.model.adapter import load_adapter_state, save_adapter
 from lora_dist.model.base import BaseIdentity
 from lora_dist.run_dir import COMPLETE, RunDir
@@ -25,6 +26,7 @@ from lora_dist.training.strategy import TrainingStrategy
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+REMEDY = "delete it to resume from an older one"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Checkpoints:
             with new_folder(self.run.checkpoint(steps), marker=COMPLETE) as folder:
                 save_adapter(folder, adapter, self.lora, self.base)
                 (folder / OPTIMIZER).write_bytes(tensors_to_bytes(moments))
-                write_json(folder / STATE, {"steps": steps, "identity": self.identity})
+                # The field names are those of the first format.
+                write_json(folder / STATE, {"updates": steps, "recipe": self.identity})
             self._delete_old()
         barrier(world)
 
@@ -69,26 +72,39 @@ class Checkpoints:
             UserError: if it belongs to another training, or is damaged.
         """
         if not (complete := self.complete()):
+            self._require_new()
             return None
         folder = self.run.checkpoint(complete[-1])
-        state = read_json(folder / STATE, f"the checkpoint {folder} is damaged, delete it to resume from an older one")
-        if "identity" not in state:  # before 2026-11-26
-            state = {"steps": state["updates"], "identity": state["recipe"]}
-        if state["identity"] != self.identity:
-            difference = _difference(state["identity"], self.identity)
+        state = read_json(folder / STATE, f"the checkpoint {folder} is damaged, {REMEDY}")
+        if state["recipe"] != self.identity:
+            difference = _difference(state["recipe"], self.identity)
             raise UserError(f"{self.run.root} was trained with other settings: {difference}")
         try:
             moments = load_file(folder / OPTIMIZER)
         except (OSError, SafetensorError) as error:
+            why = reason(folder / OPTIMIZER, error)
+            raise UserError(f"the checkpoint {folder} is damaged ({why}): {REMEDY}") from None
+        return Checkpoint(state["updates"], load_adapter_state(folder, REMEDY), moments)
+
+    def _require_new(self) -> None:
+        """Refuse to train anew over a run with other settings, or over an adapter."""
+        if not self.run.config.is_file():
+            return
+        config, stored = read_config(self.run), read_settings(self.run)
+        options = as_options(stored, "model", "lora", "train")
+        old = {name: options.get(name) if name.startswith("--") else value for name, value in self.identity.items()}
+        old["training data"] = config["data"].get("train")
+        if old != self.identity:
+            raise UserError(f"{self.run.root} was trained with other settings: {_difference(old, self.identity)}")
+        if self.run.adapter.is_dir():
             raise UserError(
-                f"the checkpoint {folder} is damaged ({error}): delete it to resume from an older one"
-            ) from None
-        return Checkpoint(state["steps"], load_adapter_state(folder), moments)
+                f"{self.run.root} has an adapter and no checkpoint, so there is nothing to --resume: decode it, or "
+                "name another folder"
+            )
 
     def complete(self) -> list[int]:
         """List the steps after which a complete checkpoint was written, oldest first."""
-        markers = self.run.checkpoints.glob(f"step-*/{COMPLETE}")
-        return sorted(int(marker.parent.name.removeprefix("step-")) for marker in markers)
+        return sorted(step for step, folder in self.run.checkpoint_folders().items() if (folder / COMPLETE).exists())
 
     def _delete_old(self) -> None:
         for steps in self.complete()[: -self.keep]:

@@ -140,7 +140,8 @@ class _CrossEntropy(torch.autograd.Function):
         label_smoothing: float,
     ) -> Tensor:
         sums = hidden.new_zeros(2, dtype=torch.float32)
-        gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        # In fp32: backward scales it before the one rounding, so that bf16 does not depend on the scale.
+        gradient = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         step = max(1, MAX_LOGITS // weight.shape[0])
         for start in range(0, len(labels), step):
             target = labels[start : start + step]
@@ -156,10 +157,11 @@ class _CrossEntropy(torch.autograd.Function):
                 pulled -= (1 - label_smoothing) * weight[target].float() + label_smoothing * mean_row
                 gradient[start : start + len(target)] = pulled
         ctx.save_for_backward(gradient)
+        ctx.dtype = hidden.dtype
         return sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_sums[0].to(gradient.dtype), *[None] * 6
+        return (gradient * grad_sums[0]).to(ctx.dtype), *[None] * 6

@@ -4,10 +4,12 @@ Only this module depends on the strategy (when gradients are reduced, which rank
 Processes and their groups are in `distributed/`.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from lora_dist.data.collate import Batch
@@ -48,10 +50,10 @@ class TrainingStrategy:
         self._parameters = parameters
         self._max_grad_norm = max_grad_norm
         self._zero = world.zero_stage > 0
+        size = sum(parameter.numel() for parameter in parameters.values())
         if self._zero:
             config = world.accelerator.state.deepspeed_plugin.deepspeed_config
             # One bucket of the adapter's size: by default DeepSpeed allocates one of 500 million elements per step.
-            size = sum(parameter.numel() for parameter in parameters.values())
             config["zero_optimization"].update(reduce_bucket_size=size, allgather_bucket_size=size)
             config.update(
                 train_micro_batch_size_per_gpu=micro_batch_size,
@@ -59,6 +61,12 @@ class TrainingStrategy:
                 gradient_clipping=max_grad_norm or 0.0,
                 zero_force_ds_cpu_optimizer=False,  # torch's AdamW under offload too, which needs no compiler
                 zero_allow_untested_optimizer=True,
+            )
+        else:
+            world.accelerator.ddp_handler = DistributedDataParallelKwargs(
+                broadcast_buffers=False,  # they are constants
+                gradient_as_bucket_view=True,
+                bucket_cap_mb=math.ceil(4 * size / 2**20),  # one bucket
             )
         optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=weight_decay, fused=True)
         self._module, self._optimizer = world.accelerator.prepare(module, optimizer)

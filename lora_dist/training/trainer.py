@@ -1,16 +1,12 @@
 """The training loop: from the corpus and a frozen GPT-2 to `RUN/adapter`, with checkpoints."""
 
 import logging
-import os
-import random
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import Precision, Settings
-from lora_dist.config_io import WITHOUT_EFFECT, as_options, versions, write_config
+from lora_dist.config_io import WITHOUT_EFFECT, as_options, read_config, versions, write_config
 from lora_dist.data.collate import no_examples
 from lora_dist.data.token_cache import load_corpus
 from lora_dist.distributed.collectives import barrier, first_on_node, on_main, received_signal
@@ -26,6 +22,7 @@ from lora_dist.model.kernels.select import kernels_for
 from lora_dist.run_dir import RunDir
 from lora_dist.run_guard import prepare_output
 from lora_dist.training.checkpoint import Checkpoint, Checkpoints
+from lora_dist.training.determinism import reproducible
 from lora_dist.training.loss import ReferenceLoss
 from lora_dist.training.metrics_log import MetricsLog
 from lora_dist.training.profiler import profile_steps
@@ -36,7 +33,10 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One training, which starts from its newest complete checkpoint if there is one."""
+    """One training, which starts from its newest complete checkpoint if there is one.
+
+    To be made and run within `reproducible`, as `train` does.
+    """
 
     def __init__(self, settings: Settings, run: RunDir, world: World, *, overwrite: bool = False) -> None:
         """Load what the training needs, write config.json and wrap the model. Collective: call on all ranks.
@@ -54,7 +54,6 @@ class Trainer:
         cfg = settings.train
         cfg.micro_batch_size(world.size)  # raises before anything is loaded
         kernels_for(world.device).set_up_process()
-        seed_everything(cfg.seed, cfg.deterministic)
         gpt2, tokenizer = first_on_node(world, lambda: load_model(settings, world.precision))
         self.data = first_on_node(world, lambda: load_corpus(settings.data, tokenizer, gpt2.config.n_positions))
         self.base = identify(gpt2, tokenizer, settings.model.name)
@@ -176,35 +175,45 @@ class Trainer:
         found = {"the base model's fingerprint": self.base.fingerprint, "the precision": self.world.precision}
         return {**as_options(self.settings, "model", "lora", "data", "train"), **found, **fingerprints, **versions()}
 
+    def _earlier_worlds(self) -> list[dict[str, Any]]:
+        """List the worlds in which the steps so far were made, in order; none at the start of a training."""
+        if not self.done:
+            return []
+        config = read_config(self.run_dir)
+        earlier = [world for world in config.get("earlier_worlds", []) if world["until_step"] < self.done]
+        return [*earlier, {**config["world"], "until_step": self.done}]
+
     def _announce(self, trainable: int) -> None:
         """Log what will be trained, and write config.json, on rank 0."""
         here, cfg = self.world, self.settings.train
         if here.is_main:
+            earlier = self._earlier_worlds()
+            if earlier and earlier[-1]["precision"] != here.precision:
+                log.warning("resuming in %s what was trained in %s", here.precision, earlier[-1]["precision"])
             log.info(
                 f"{trainable:,} trainable parameters, {len(self.data.train):,} examples, {self.total_steps:,} steps of "
                 f"{cfg.global_batch_size} examples on {here.size} x {here.describe()['device']} ({here.strategy}, "
                 f"{here.precision})" + (f", resuming after step {self.done:,}" if self.done else "")
             )
             counts = {"trainable": trainable, "steps": self.total_steps}
-            write_config(self.run_dir, self.settings, here.describe(), self.data.fingerprints, counts)
+            write_config(
+                self.run_dir,
+                self.settings,
+                here.describe(),
+                self.data.fingerprints,
+                counts,
+                earlier_worlds=earlier,
+                launch=here.launch.agents,
+            )
 
 
-def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seed Python, NumPy and torch; with `deterministic`, use CUDA kernels that give the same bits in every run.
+def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = False) -> None:
+    """Train an adapter from the newest complete checkpoint or from the start. Collective: call on all ranks.
 
-    An operation without such a kernel warns instead of raising, so that it cannot end a run that worked until then.
+    The arguments and errors are those of `Trainer` and `Trainer.run`.
     """
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = False
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS splits sums differently without it
-        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward sums in arbitrary order
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    # Else torch fills each new tensor with NaN, one more pass over it; nothing here reads uninitialised memory.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    with reproducible(settings.train.seed, deterministic=settings.train.deterministic):
+        Trainer(settings, run, world, overwrite=overwrite).run()
 
 
 def load_model(settings: Settings, precision: Precision) -> tuple[GPT2LMHeadModel, Any]:

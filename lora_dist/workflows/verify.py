@@ -21,7 +21,7 @@ from tqdm import tqdm
 from lora_dist.config import IMPROVED, DataSettings, ModelSettings, Settings, TrainSettings
 from lora_dist.data.e2e import FILES, SPLITS, group_by_mr, load_split, write_csv
 from lora_dist.data.synthetic import plain_texts, write_corpus
-from lora_dist.distributed.device import devices_for
+from lora_dist.distributed.device import devices_for, has_bf16
 from lora_dist.distributed.launcher import STRATEGIES
 from lora_dist.errors import UserError
 from lora_dist.model.tiny import pretrain
@@ -59,19 +59,23 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
         folder = Path(name)
         settings = write_inputs(folder, model, data)
-        reference = RunDir(folder / "reference")
+        references = {case.precision: RunDir(folder / f"reference-{case.precision}") for case in cases}
         devices = devices_for(max((case.processes for case in cases), default=1))
-        failure = train_and_decode(Case(None), settings, reference, devices)
-        if failure is not None:
-            raise UserError(f"one process cannot train here, see lora-dist doctor: {failure}")
+        for precision, reference in references.items():
+            failure = train_and_decode(Case(None, precision=precision), settings, reference, devices)
+            if failure is not None:
+                raise UserError(f"one process cannot train here, see lora-dist doctor: {failure}")
         print(f"{'':<24}{'adapter':>10}{'loss':>10}{'rates':>7}{'samples':>9}{'sentences':>11}", flush=True)
         runs = [RunDir(folder / str(number)) for number in range(len(cases))]
         with ThreadPoolExecutor(1 if torch.cuda.is_available() and not devices else CONCURRENT_CASES) as pool:
             failures = pool.map(lambda case, run: train_and_decode(case, settings, run, devices), cases, runs)
             finished = tqdm(zip(cases, runs, failures, strict=True), "verify", len(cases), unit="run", leave=False)
-            verdicts = [_verdict(case, failure, run, reference) for case, run, failure in finished]
+            verdicts = [_verdict(case, failure, run, references[case.precision]) for case, run, failure in finished]
     good = all(verdicts)
-    print(_coloured(f"{sum(verdicts)} of {len(verdicts)} are the same as one process, to rounding ({TOLERANCE})", good))
+    tolerances = ", ".join(f"{TOLERANCE[precision]:g} in {precision}" for precision in references)
+    print(
+        _coloured(f"{sum(verdicts)} of {len(verdicts)} are the same as one process, to rounding ({tolerances})", good)
+    )
     return 0 if good else 1
 
 
@@ -87,6 +91,8 @@ def cases_here(processes: Sequence[int], accumulation: Sequence[int]) -> Iterato
     for strategy, world_size, steps in product(strategies, processes, accumulation):
         TrainSettings(global_batch_size=GLOBAL_BATCH, accumulation_steps=steps).micro_batch_size(world_size)
         yield Case(strategy, world_size, steps)
+    if has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+        yield from (Case(STRATEGIES["ddp"], world_size, precision="bf16") for world_size in processes)
 
 
 def write_inputs(folder: Path, model: ModelSettings | None, data: DataSettings | None) -> Settings:
@@ -127,9 +133,10 @@ def _verdict(case: Case, failure: str | None, run: RunDir, reference: RunDir) ->
         return False
     found = compare(run, reference)
     values = f"{found.adapter:10.1e}{found.loss:10.1e}{found.learning_rates:7}{found.samples:9}{found.sentences:11}"
-    tqdm.write(f"{case!s:<24}{values}  " + _coloured("same" if found.is_rounding else "DIFFERS", found.is_rounding))
+    same = found.is_rounding(case.precision)
+    tqdm.write(f"{case!s:<24}{values}  " + _coloured("same" if same else "DIFFERS", same))
     shutil.rmtree(run.root)
-    return found.is_rounding
+    return same
 
 
 def _coloured(text: str, good: bool) -> str:

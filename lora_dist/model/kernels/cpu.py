@@ -34,9 +34,6 @@ bf16 held 1,416 MiB with 32, 1,522 with 16, 1,671 with 8."""
 CHUNK_TOKENS = 2**14
 """Tokens per decoding chunk beyond which decoding gets no faster."""
 
-OWN_MEMORY = False
-"""Whether each process has its own memory; processes on CPU cores share the machine's."""
-
 LOSS_LOGITS = 2**18
 """Logits of the loss that are exponentiated at a time (1 MiB in fp32)."""
 

@@ -22,9 +22,6 @@ SHAPE_STEP = 16
 CHUNK_TOKENS = 2**16
 """See `cpu.CHUNK_TOKENS`."""
 
-OWN_MEMORY = True
-"""See `cpu.OWN_MEMORY`."""
-
 
 def set_up_process() -> None:
     """Do nothing: a process on a GPU needs no set-up."""

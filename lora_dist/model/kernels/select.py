@@ -23,11 +23,6 @@ class Kernels(Protocol):
         """See `cpu.CHUNK_TOKENS`."""
         ...
 
-    @property
-    def OWN_MEMORY(self) -> bool:
-        """See `cpu.OWN_MEMORY`."""
-        ...
-
     def set_up_process(self) -> None:
         """See `cpu.set_up_process`."""
         ...

@@ -1,0 +1,39 @@
+"""Seeds and deterministic kernels while a training lasts; decoding and all that follows keep torch's defaults."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def reproducible(seed: int, *, deterministic: bool) -> Iterator[None]:
+    """Seed Python, NumPy and torch, and with `deterministic` use CUDA kernels that give the same bits in every run.
+
+    An operation without such a kernel warns instead of raising, so that it cannot end a run that worked until then. All
+    settings are restored after the block.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    attention = cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    filling, benchmark = torch.utils.deterministic.fill_uninitialized_memory, cudnn.benchmark  # type: ignore[attr-defined]
+    try:
+        cudnn.benchmark = False
+        if deterministic:
+            cuda.enable_mem_efficient_sdp(False)  # its backward sums in arbitrary order
+            cuda.enable_cudnn_sdp(False)
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        # Else torch fills each new tensor with NaN, one more pass over it; nothing here reads uninitialised memory.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
+        cuda.enable_mem_efficient_sdp(attention[0])
+        cuda.enable_cudnn_sdp(attention[1])
+        cudnn.benchmark = benchmark
