@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from launching import before_all_else
 from safetensors.torch import load_file, save_file
 
 from lora_dist.cli.main import main
 from lora_dist.config import DataSettings, ModelSettings
-from lora_dist.distributed.device import devices_for
+from lora_dist.distributed.device import devices_for, has_bf16
 from lora_dist.distributed.launcher import STRATEGIES
 from lora_dist.run_dir import RunDir
 from lora_dist.workflows.verify import STEPS, cases_here, write_inputs
@@ -35,7 +36,9 @@ def test_cases_are_all_strategies_with_all_world_sizes_and_a_batch_that_does_not
 ) -> None:
     found = [str(case) for case in cases_here([2, 4], [1, 2])]
     strategies = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
-    assert found == ["single, 1 x 2", *(f"{s}, {p} x {a}" for s in strategies for p in (2, 4) for a in (1, 2))]
+    in_bf16 = ["ddp, 2 x 1, bf16", "ddp, 4 x 1, bf16"] if has_bf16(torch.device("cpu")) else []
+    in_fp32 = ["single, 1 x 2", *(f"{s}, {p} x {a}" for s in strategies for p in (2, 4) for a in (1, 2))]
+    assert found == in_fp32 + in_bf16
     assert main(["verify", "--processes", "3"]) == 2
     assert "does not divide among 3 processes" in capsys.readouterr().err
 
@@ -47,7 +50,7 @@ def test_the_reference_logs_every_step_of_epochs_with_the_same_examples(referenc
     samples = [row["samples"] for row in trained]
     assert sum(samples[:3]) == sum(samples[3:6])  # each epoch has the same examples, in another order
     assert samples[0] != samples[3]
-    assert compare(reference, reference).is_rounding
+    assert compare(reference, reference).is_rounding("fp32")
     assert compare(reference, reference).adapter == 0
 
 
@@ -96,7 +99,7 @@ def test_every_kind_of_difference_is_found(
     shutil.copytree(reference.root, run.root)
     change(run)
     difference = compare(run, reference)
-    assert not difference.is_rounding
+    assert not difference.is_rounding("fp32")
     assert getattr(difference, field) > 0
     assert change is drop_last_step or math.isfinite(difference.loss)
 
@@ -136,16 +139,18 @@ def test_all_strategies_world_sizes_and_accumulations_agree_on_real_data(
     """The table of errors: GPT-2's tokens, E2E's examples, 20 steps, global batch 16."""
     model, data = ModelSettings(name=str(shared / "mini-gpt2")), DataSettings(dir=shared / "e2e")
     settings = write_inputs(tmp_path, model, data)
-    reference = RunDir(tmp_path / "reference")
-    assert train_and_decode(Case(None), settings, reference, devices_for(4)) is None
+    cases = list(cases_here([2, 4], [1, 2, 4]))
+    references = {case.precision: RunDir(tmp_path / f"reference-{case.precision}") for case in cases}
+    for precision, reference in references.items():
+        assert train_and_decode(Case(None, precision=precision), settings, reference, devices_for(4)) is None
     found = {}
-    for number, case in enumerate(cases_here([2, 4], [1, 2, 4])):
+    for number, case in enumerate(cases):
         run = RunDir(tmp_path / str(number))
         assert train_and_decode(case, settings, run, devices_for(4)) is None
-        found[str(case)] = compare(run, reference)
+        found[case] = compare(run, references[case.precision])
     with capsys.disabled():
         print("\nrelative error of the adapter and of the losses after 20 steps, processes x accumulation steps")
         for name, difference in found.items():
-            print(f"{name:<24}{difference.adapter:10.1e}{difference.loss:10.1e}")
-    assert len(found) == 32
-    assert all(difference.is_rounding for difference in found.values())
+            print(f"{name!s:<24}{difference.adapter:10.1e}{difference.loss:10.1e}")
+    assert len(found) == 32 + 2 * ("bf16" in references)
+    assert all(difference.is_rounding(case.precision) for case, difference in found.items())
