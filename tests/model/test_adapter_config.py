@@ -26,7 +26,7 @@ def test_the_fields_that_are_harmless_at_any_value_are_pefts() -> None:
     "init", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "a_new_one", ["pissa"], 2]
 )
 def test_an_initialisation_that_changes_the_base_or_is_unknown_is_refused(init: object, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has init_lora_weights .*, which is not supported"):
+    with pytest.raises(UserError, match=r"has init_lora_weights .*, which is not supported"):
         read_adapter_settings(write(tmp_path, init_lora_weights=init))
 
 
