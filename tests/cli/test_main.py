@@ -144,10 +144,14 @@ def test_a_damaged_or_missing_adapter_is_refused_by_decode(
     assert "train first" in refusal(capsys, "decode", out)
 
 
-def test_help_lists_every_command_and_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"  {name} " in text for name in COMMANDS)
+
+
+@pytest.mark.launched
+def test_help_and_scores_need_no_torch() -> None:
     imports = "import sys, lora_dist.cli.main, lora_dist.evaluation.scoring"
     code = f"{imports}; print('torch' in sys.modules, 'accelerate' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from launching import attempt, lora_dist
+from launching import call_here
 from made_runs import made_run
 from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel
@@ -176,8 +176,9 @@ def saved_adapter(tiny_gpt2: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.launched
-def test_an_adapter_that_peft_trained_is_decoded_and_reported(tiny_gpt2: Path, corpus: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_peft_trained_is_decoded_and_reported(
+    tiny_gpt2: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base, adapter, out = tmp_path / "base", tmp_path / "adapter", tmp_path / "run"
     tokenizer = load_tokenizer(ModelSettings(name=str(tiny_gpt2)))
     load_base(ModelSettings(name=str(tiny_gpt2)), tokenizer, torch.float32).save_pretrained(base)
@@ -194,7 +195,7 @@ def test_an_adapter_that_peft_trained_is_decoded_and_reported(tiny_gpt2: Path, c
 
     short = ("--decode.limit", 3, "--decode.num-beams", 1, "--decode.max-new-tokens", 12)
     settings = ("--data.dir", corpus, *short, "--decode.no-repeat-ngram-size", 0)
-    lora_dist("decode", adapter, "--out", out, *settings)
+    assert call_here("decode", adapter, "--out", out, *settings) == 0
     rows = [json.loads(line) for line in (out / "decode" / "outputs.jsonl").read_text().splitlines()]
     for row in rows:
         prompt = tokenizer(f"{row['mr']} <|ref|>", return_tensors="pt")
@@ -203,7 +204,8 @@ def test_an_adapter_that_peft_trained_is_decoded_and_reported(tiny_gpt2: Path, c
         expected = tokenizer.decode(generated, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert row["text"] == one_line(expected)
     assert len(rows) == 3
-    lora_dist("report", out)
+    assert call_here("report", out) == 0
     assert "trained elsewhere with unknown settings" in (out / "report.md").read_text()
-    refused = attempt("decode", adapter, *settings)
-    assert (refused.returncode, refused.stderr.count("add --out RUN")) == (2, 1)
+    capsys.readouterr()
+    assert call_here("decode", adapter, *settings) == 2
+    assert capsys.readouterr().err.count("add --out RUN") == 1

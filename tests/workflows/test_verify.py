@@ -3,7 +3,8 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,21 +13,33 @@ from launching import before_all_else
 from safetensors.torch import load_file, save_file
 
 from lora_dist.cli.main import main
-from lora_dist.config import DataSettings, ModelSettings
+from lora_dist.config import DataSettings, ModelSettings, Settings
 from lora_dist.distributed.device import devices_for, has_bf16
 from lora_dist.distributed.launcher import STRATEGIES
 from lora_dist.run_dir import RunDir
-from lora_dist.workflows.verify import STEPS, cases_here, write_inputs
+from lora_dist.workflows import verify
+from lora_dist.workflows.verify import cases_here, write_inputs
 from lora_dist.workflows.verify_case import Case, compare, train_and_decode
 
 pytestmark = pytest.mark.launched
+FEW_STEPS = 8  # two epochs of three steps, and a part of the third
+
+
+@contextmanager
+def few_steps() -> Iterator[None]:
+    """Let `verify` make fewer steps and sentences than its users want to see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "STEPS", FEW_STEPS)
+        patch.setattr(verify, "TEST_MRS", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
 def reference(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("verify")
     run = RunDir(folder / "reference")
-    settings = write_inputs(folder, ModelSettings(name=str(tiny_gpt2)), None)
+    with few_steps():
+        settings = write_inputs(folder, ModelSettings(name=str(tiny_gpt2)), None)
     assert train_and_decode(Case(None), settings, run, devices_for(2)) is None
     return run
 
@@ -46,7 +59,7 @@ def test_cases_are_all_strategies_with_all_world_sizes_and_a_batch_that_does_not
 def test_the_reference_logs_every_step_of_epochs_with_the_same_examples(reference: RunDir) -> None:
     rows = [json.loads(line) for line in reference.metrics.read_text().splitlines()]
     trained = [row for row in rows if "loss" in row]
-    assert [row["step"] for row in trained] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in trained] == list(range(1, FEW_STEPS + 1))
     samples = [row["samples"] for row in trained]
     assert sum(samples[:3]) == sum(samples[3:6])  # each epoch has the same examples, in another order
     assert samples[0] != samples[3]
@@ -73,7 +86,7 @@ def rewrite_row(key: str, value: Callable[[float], float]) -> Callable[[RunDir],
 
 def drop_last_step(run: RunDir) -> None:
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] < STEPS))
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] < FEW_STEPS))
 
 
 def rewrite_sentence(run: RunDir) -> None:
@@ -105,12 +118,26 @@ def test_every_kind_of_difference_is_found(
 
 
 def test_a_rank_that_skips_an_example_differs_in_the_table(
-    tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_gpt2: Path,
+    reference: RunDir,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("lora_dist.workflows.verify.cases_here", lambda *_: [Case(STRATEGIES["ddp"], 2, 1)])
+    def only_the_case(case: Case, settings: Settings, run: RunDir, devices: Mapping[str, str]) -> str | None:
+        if case != Case(None):
+            return train_and_decode(case, settings, run, devices)
+        shutil.copytree(reference.root, run.root)  # it is the same in every call
+        return None
+
+    monkeypatch.setattr(verify, "train_and_decode", only_the_case)
+    cases = [Case(None, 1, 2)]
+    monkeypatch.setattr(verify, "cases_here", lambda *_: cases)
     command = ["verify", "--model", str(tiny_gpt2)]
-    assert main(command) == 0
+    with few_steps():
+        assert main(command) == 0
     assert "1 of 1 are the same" in capsys.readouterr().out
+    cases[:] = [Case(STRATEGIES["ddp"], 2, 1)]  # test_launch.py shows that it is the same without what follows
     code = """
         import lora_dist.data.sampler as sampler
         original = sampler.micro_batches
@@ -118,7 +145,8 @@ def test_a_rank_that_skips_an_example_differs_in_the_table(
     """
     for name, value in before_all_else(tmp_path, code, rank=1).items():
         monkeypatch.setenv(name, value)
-    assert main(command) == 1
+    with few_steps():
+        assert main(command) == 1
     table = capsys.readouterr().out
     assert "DIFFERS" in table
     assert "0 of 1 are the same" in table
