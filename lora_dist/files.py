@@ -122,15 +122,16 @@ def new_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         _sync_folder(temporary)
-        if path.exists():
+        if path.exists() or path.is_symlink():
             path.rename(old)
         temporary.replace(path)
     except BaseException:
-        if old.exists() and not path.exists():
+        if (old.exists() or old.is_symlink()) and not path.exists():
             old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):
+        remove(old)
     if marker is not None:
         write_text(path / marker, "")
     _sync_folder(path.parent)

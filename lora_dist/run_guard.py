@@ -71,7 +71,8 @@ def check_output(run: RunDir, *, resume: bool, overwrite: bool) -> None:
     """
     root = run.root
     require_folder(run)
-    require_writable(root)
+    for folder in (root, run.checkpoints):
+        require_writable(folder)
     if not has_content(root):
         return
     if not is_run(root):

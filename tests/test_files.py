@@ -76,3 +76,13 @@ def test_a_new_folder_takes_the_place_of_the_old_one_whole(tmp_path: Path) -> No
     replace_folder(tmp_path)
     assert names(tmp_path) == {"folder", "folder/inside"}
     assert (tmp_path / "folder" / "inside").read_text() == "new"
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "gone"])
+def test_a_link_is_replaced_and_what_it_leads_to_is_left(target: str, tmp_path: Path) -> None:
+    write_text(tmp_path / "elsewhere" / "inside", "old")
+    (tmp_path / "folder").symlink_to(tmp_path / target)
+    replace_folder(tmp_path)
+    assert names(tmp_path) == {"folder", "folder/inside", "elsewhere", "elsewhere/inside"}
+    assert not (tmp_path / "folder").is_symlink()
+    assert (tmp_path / "elsewhere" / "inside").read_text() == "old"

@@ -1,5 +1,11 @@
 """What `run_guard.py` lets a command do to a folder: no run is lost, and nothing that is not a run is touched."""
 
+import errno
+import fcntl
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +16,7 @@ from lora_dist.config_io import write_config
 from lora_dist.errors import UserError
 from lora_dist.files import write_text
 from lora_dist.run_dir import COMPLETE, RunDir
-from lora_dist.run_guard import check_output, prepare_output, require_folder
+from lora_dist.run_guard import check_output, exclusive, prepare_output, require_folder
 
 
 def names(folder: Path) -> set[str]:
@@ -59,6 +65,12 @@ def linked_to_nothing(root: Path) -> None:
     root.symlink_to(root.parent.parent / "gone")
 
 
+def with_checkpoints_elsewhere(root: Path) -> None:
+    """A run whose checkpoints were on another disk, which is no longer there."""
+    run(root)
+    (root / "checkpoints").symlink_to(root.parent / "scratch")
+
+
 def file(root: Path) -> None:
     root.write_text("not a folder")
 
@@ -87,6 +99,7 @@ ANOTHER_RUN, NOT_A_RUN, A_FILE, UNWRITABLE = "holds another run", "not the folde
         (model, NOT_A_RUN, NOT_A_RUN, NOT_A_RUN),
         (damaged, NOT_A_RUN, NOT_A_RUN, NOT_A_RUN),
         (linked_to_nothing, "is a link to .*/gone, which does not exist", "is a link", "is a link"),
+        (with_checkpoints_elsewhere, *3 * ("/checkpoints is a link to .*/scratch, which does not exist",)),
         (file, A_FILE, A_FILE, A_FILE),
         (below_a_file, UNWRITABLE, UNWRITABLE, UNWRITABLE),
     ],
@@ -152,3 +165,55 @@ def test_a_file_is_refused_by_name_where_a_folder_is_needed(tmp_path: Path) -> N
     file(tmp_path / "file")
     with pytest.raises(UserError, match=f"--out {tmp_path}/file is a file: name a folder"):
         require_folder(RunDir(tmp_path / "file"))
+
+
+# The lock
+
+
+def test_a_second_writer_is_refused_with_who_holds_the_lock(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with exclusive(RunDir(tmp_path / "out")):
+        for same in (tmp_path / "out", tmp_path / "link"):
+            with pytest.raises(UserError) as error, exclusive(RunDir(same)):
+                pass
+            who = f"process {os.getpid()} on {socket.gethostname()} since 20"
+            assert str(error.value).startswith(f"{same} is being written to by {who}")
+    with exclusive(RunDir(tmp_path / "out")):
+        pass
+
+
+@pytest.mark.launched
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    hold = (
+        "import sys, time, pathlib, lora_dist.run_guard as g\n"
+        "with g.exclusive(g.RunDir(pathlib.Path(sys.argv[1]))): print(flush=True); time.sleep(99)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "\n"
+    with pytest.raises(UserError, match=f"by process {other.pid} on"), exclusive(RunDir(tmp_path)):
+        pass
+    other.kill()
+    other.communicate()
+    with exclusive(RunDir(tmp_path)):
+        pass
+
+
+def test_a_lock_leaves_no_folder_in_which_nothing_was_written(tmp_path: Path) -> None:
+    with exclusive(RunDir(tmp_path / "a" / "b")):
+        assert RunDir(tmp_path / "a" / "b").lock.is_file()
+    assert names(tmp_path) == set()
+    with exclusive(RunDir(tmp_path / "a" / "b")):
+        (tmp_path / "a" / "b" / "file").touch()
+    assert names(tmp_path) == {"a", "a/b", "a/b/file", "a/b/.lock"}
+
+
+def test_a_file_system_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with exclusive(RunDir(tmp_path)):
+        assert "cannot be locked (No locks available): start only one process" in caplog.text

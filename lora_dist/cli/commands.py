@@ -69,7 +69,7 @@ def train(argv: Sequence[str]) -> int:
 def decode(argv: Sequence[str]) -> int:
     """Write one sentence for each test MR to RUN/decode: decode RUN."""
     from lora_dist.decoding.decode import decode as decode_test_set
-    from lora_dist.decoding.derived_run import derived_run, is_adapter, source_settings
+    from lora_dist.decoding.derived_run import check_target, derived_run, is_adapter, source_settings
     from lora_dist.distributed.collectives import context_on_main, on_main
     from lora_dist.distributed.world import world
     from lora_dist.run_guard import exclusive
@@ -83,6 +83,8 @@ def decode(argv: Sequence[str]) -> int:
         command = parse_with_settings(parsed, saved, "decode", argv)
         settings = replace(saved, model=command.model, data=command.data, decode=command.decode)
         with ExitStack() as stack:
+            if command.out is not None:
+                on_main(here, lambda: check_target(folder, command.run))  # before a lock is put there
             stack.enter_context(context_on_main(here, exclusive(folder)))
             if command.out is not None:
                 stack.enter_context(context_on_main(here, derived_run(folder, command.run, settings)))

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(error: Exception) -> int | None:
     """Print an expected failure as one sentence and return its exit code; None is for one that needs a traceback."""
     if isinstance(error, UserError | FloatingPointError | Interrupted):
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once per machine: its other ranks would print the same
+        if (os.environ.get("LOCAL_RANK") or "0") == "0":  # once per machine: its other ranks would print the same
             print(f"{LOG_PREFIX}{error}", file=sys.stderr)
         return USER_ERROR if isinstance(error, UserError) else INTERRUPTED if isinstance(error, Interrupted) else 1
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -43,8 +43,22 @@ def source_settings(source: Path) -> Settings:
     if not is_adapter(source):
         return read_settings(RunDir(source))
     base = read_json(source / ADAPTER_CONFIG, f"{source} holds no adapter").get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        raise UserError(f"the adapter in {source} has base_model_name_or_path {base!r}, which is no model's name")
     model = ModelSettings() if base is None else ModelSettings(name=base)
     return replace(Settings(), model=model, lora=read_adapter_settings(source, load_adapter_state(source)))
+
+
+def check_target(target: RunDir, source: Path) -> None:
+    """Check that the adapter of `source` may be copied to `target`, without changing anything.
+
+    Raises:
+        UserError: if there is no adapter, or `target` holds anything but an earlier copy.
+    """
+    require_folder(target)
+    require_writable(target.root)
+    if has_content(target.root) and not _is_copy(target, adapter_folder(source)):
+        raise UserError(f"--out {target.root} is no copy of {source}: name another folder")
 
 
 @contextmanager
@@ -61,11 +75,8 @@ def derived_run(target: RunDir, source: Path, settings: Settings) -> Iterator[No
     Raises:
         UserError: if there is no adapter, or `target` holds anything but an earlier copy.
     """
+    check_target(target, source)
     adapter = adapter_folder(source)
-    require_folder(target)
-    require_writable(target.root)
-    if has_content(target.root) and not _is_copy(target, adapter):
-        raise UserError(f"--out {target.root} is no copy of {source}: name another folder")
     config = _foreign_config(adapter) if is_adapter(source) else read_config(RunDir(source))
     before = target.config.read_bytes() if target.config.is_file() else None
     try:

@@ -79,6 +79,7 @@ def check_environment() -> None:
         if value not in ("1", "auto", "none"):
             name = variable.removeprefix("ACCELERATE_").lower()
             log.warning("%s %s of the accelerate config has no effect: use %s", name, value, flag)
+    os.environ.pop("ACCELERATE_FP8_BACKEND", None)  # accelerate would require its package, whatever the precision
     if uses_deepspeed():
         _check_deepspeed()
 

@@ -67,8 +67,8 @@ def forget_leftovers() -> None:
 
     A container, or another program in the same shell, may have left them.
     """
-    for name in ("WORLD_SIZE", *MPI_SIZES):
-        if os.environ.get(name) == "":
+    for name in [name for name, value in os.environ.items() if not value]:
+        if name in ("WORLD_SIZE", *MPI_SIZES) or name.startswith("ACCELERATE_"):
             del os.environ[name]
     launched = "MASTER_ADDR" in os.environ
     if not launched:

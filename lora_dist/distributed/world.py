@@ -169,6 +169,8 @@ def _make_accelerator(
     load_weights_whole()
     # DeepSpeed calls deprecated functions of torch, which warn each time.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    # Its replacement would broadcast the buffers still.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     return accelerator
 
 
@@ -189,6 +191,8 @@ def _join(on_cpu: bool, timeout: timedelta) -> tuple[Store, LaunchRound]:
         if interface is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     try:
+        if not 0 <= int(os.environ.get("RANK") or 0) < launched_processes():  # the store would wait for it
+            raise ValueError(f"RANK is {os.environ['RANK']}, WORLD_SIZE is {launched_processes()}")
         store, rank, size = next(rendezvous("env://", timeout=timeout))
     except ValueError as error:
         raise UserError(f"the launcher's variables are not complete ({error}): start with accelerate launch") from None

@@ -172,11 +172,10 @@ def save_merged(settings: ModelSettings, adapter: Path, out: Path) -> None:
         UserError: if `out` is not empty or cannot be written, there is no adapter, or it does not fit the model.
         OSError: if the disk is full.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already: name a new folder")
+    _require_empty(out)
     require_writable(out)
     model, tokenizer = load_merged(replace(settings, dropout=None), adapter)
-    with new_folder(out) as folder:
+    with new_folder(out.resolve()) as folder:  # the target of a link, not the link
         try:
             model.save_pretrained(folder)
         except SafetensorError as error:  # safetensors' own writer hides a full disk in an error of its own
@@ -184,3 +183,9 @@ def save_merged(settings: ModelSettings, adapter: Path, out: Path) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
             raise
         tokenizer.save_pretrained(folder)
+        _require_empty(out)  # another merge may have been faster
+
+
+def _require_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already: name a new folder")

@@ -21,6 +21,7 @@ ANY_VALUE = frozenset(
         "peft_type",
         "r",
         "rank_pattern",
+        "revision",
         "target_modules",
         "use_rslora",
         # These choose the layers, which the saved matrices name as well.
@@ -37,7 +38,6 @@ ANY_VALUE = frozenset(
         "megatron_core",
         "peft_version",
         "qalora_group_size",
-        "revision",
         "task_type",
     }
 )
@@ -85,6 +85,7 @@ def _is_harmless(name: str, value: Any) -> bool:
         "init_lora_weights": value in INITIALISATIONS,
         "rank_pattern": not value,
         "alpha_pattern": not value,
+        "revision": value in (None, "main"),  # of the base model
     }
     return checks.get(name, name in ANY_VALUE or not value)
 

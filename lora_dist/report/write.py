@@ -54,8 +54,12 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
     return f"{markdown(scores)}\nreport in {target.report_markdown} and {target.report_html}"
 
 
-def check_report_folder(target: RunDir) -> None:
+def check_report_folder(target: RunDir, *, begun: bool = False) -> None:
     """Refuse a folder in which a report would be among, or replace, other files than ours.
+
+    Args:
+        target: the folder.
+        begun: whether it is known to be a folder of runs, although it may have none yet.
 
     Raises:
         UserError: if it is neither empty, nor a run, nor holds an earlier report or runs.
@@ -67,7 +71,7 @@ def check_report_folder(target: RunDir) -> None:
     if target.report_markdown.is_file():
         ours = target.report_markdown.read_text(encoding="utf-8", errors="replace").startswith(f"# {TITLE}\n")
     else:
-        ours = not target.report_html.exists() and any(map(is_run, target.root.iterdir()))
+        ours = not target.report_html.exists() and (begun or any(map(is_run, target.root.iterdir())))
     if not ours:
         raise UserError(
             f"--out {target.root} is not the folder of a run, of runs or of a report, so nothing is written there: "

@@ -108,8 +108,7 @@ def reproduce(command: ReproduceCommand) -> int:
     refuse_launcher("reproduce")
     if RunDir(command.out).config.is_file():
         raise UserError(f"--out {command.out} is the folder of a run or model: name one that holds runs, or a new one")
-    if not RunDir(command.out).lock.is_file():  # else an earlier reproduce began it
-        check_report_folder(RunDir(command.out))
+    check_report_folder(RunDir(command.out), begun=RunDir(command.out).lock.is_file())  # by an earlier reproduce
     processes = command.processes or default_processes()
     runs = _runs(command)
     launches = [*runs, *(decoding for run in runs for decoding in _decodings(run, command))]

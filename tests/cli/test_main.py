@@ -1,8 +1,11 @@
 """Mistakes of the user: one sentence that names the value and the remedy, exit code 2, and nothing written."""
 
+import errno
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +48,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--data.dir", "/no/such/folder"], "/no/such/folder"),
         (["--train.epochs", "many"], "many"),
         (["--train.tracker", "wandb"], "pip install 'lora-dist[wandb]'"),
+        (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(
@@ -99,6 +103,9 @@ def test_a_bad_test_set_or_a_missing_java_is_refused_before_training(
     monkeypatch.delenv("JAVA_HOME")
     (corpus / "testset_w_refs.csv").unlink()
     assert "testset_w_refs.csv" in refusal(capsys, *start)
+    long = ", ".join(f"name[A Rather Long Name Number {number}]" for number in range(120))
+    (corpus / "testset_w_refs.csv").write_text(f'mr,ref\n"{long}",Long.\n')
+    assert "--decode.max-new-tokens is 64: after a prompt of" in refusal(capsys, *start)
     assert not out.exists()
 
 
@@ -121,11 +128,13 @@ def test_a_folder_that_holds_something_is_not_changed(
 
 
 def test_commands_refuse_a_folder_that_is_no_run_and_unknown_names(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in (["decode", tmp_path], ["generate", tmp_path, "name[A]"], ["merge", tmp_path, tmp_path / "merged"]):
         assert "is not the folder of a run" in refusal(capsys, *command)
     assert "is not the folder of a run" in refusal(capsys, "report", tmp_path)
+    for command in (["decode", tiny_gpt2], ["generate", tiny_gpt2, "name[A]"], ["merge", tiny_gpt2, tmp_path / "m"]):
+        assert "its config.json is not a run's, but perhaps a model's" in refusal(capsys, *command)
     assert "RUN" in refusal(capsys, "report")
     assert "trian" in refusal(capsys, "trian")
     assert "best" in refusal(capsys, "run", "best")
@@ -156,3 +165,79 @@ def test_help_and_scores_need_no_torch() -> None:
     code = f"{imports}; print('torch' in sys.modules, 'accelerate' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]
+
+
+def test_no_command_writes_to_the_folder_of_a_model_or_of_other_files(
+    tiny_gpt2: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, link, photos = tmp_path / "model", tmp_path / "link", tmp_path / "photos"
+    shutil.copytree(tiny_gpt2, model)
+    link.symlink_to(model)
+    (photos / "plots").mkdir(parents=True)
+    (photos / "cat.jpg").write_text("meow")
+    (photos / "report.md").write_text("# My report")
+    (photos / ".lock").write_text("another program's")
+    run, few = made_run(tmp_path / "run").root, ("--model.name", tiny_gpt2, "--data.dir", corpus)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for out in (model, link, photos):
+        for command in (
+            ["train", "baseline", *few, "--overwrite", "--out", out],
+            ["run", "baseline", *few, "--resume", "--out", out],
+            ["decode", run, *few, "--out", out],
+            ["merge", run, out],
+            ["report", run, "--out", out],
+            ["demo", "--out", out],
+            ["reproduce", "--models", tiny_gpt2, "--data.dir", corpus, "--out", out],
+        ):
+            message = refusal(capsys, *command)
+            assert str(out) in message, command
+            assert message.startswith("lora-dist: "), command
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (MemoryError(), 1, "out of memory; complete checkpoints are kept. Try more --train.accumulation-steps"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "out of memory; .*: CUDA out of memory"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), 1, "out of memory; "),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory; "),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk is full; nothing that was complete is lost"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "the disk is full; "),
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), 2, "/a/b: Permission denied: ask its owner"),
+        (OSError(errno.EROFS, "Read-only file system", "/a/b"), 2, "/a/b: Read-only file system"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_sentence(
+    error: Exception, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "train", fail)
+    assert main(["train"]) == code
+    assert re.match(f"lora-dist: {message}.*\n$", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("local_rank", ["", "0"])
+def test_a_user_error_is_printed_once_per_machine(
+    local_rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"MASTER_ADDR": "localhost", "WORLD_SIZE": "2", "LOCAL_RANK": local_rank}.items():
+        monkeypatch.setenv(name, value)
+    assert "trian" in refusal(capsys, "trian")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert refusal(capsys, "trian") == ""
+
+
+def test_a_command_runs_in_a_thread_and_with_the_argument_of_old_launchers(
+    tiny_gpt2: Path, corpus: Path, tmp_path: Path
+) -> None:
+    short = ["--train.max-steps", 1, "--data.limit-train", 8, "--device", "cpu", "--local-rank=0", "--local_rank=0"]
+    command = ["train", "baseline", "--model.name", tiny_gpt2, "--data.dir", corpus, "--out", tmp_path / "run", *short]
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main([str(argument) for argument in command])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    assert (tmp_path / "run" / "adapter").is_dir()

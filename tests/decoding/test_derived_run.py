@@ -140,6 +140,15 @@ def test_a_source_without_weights_is_refused_by_name(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", [3, ["gpt2"], {}, False])
+def test_an_adapter_of_a_base_without_a_name_is_refused(name: object, tmp_path: Path) -> None:
+    adapter = foreign_adapter(tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": name}))
+    with pytest.raises(UserError, match=r"has base_model_name_or_path .*, which is no model's name"):
+        source_settings(adapter)
+
+
 def test_a_file_is_refused_as_the_folder_of_a_derived_run(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file is a file: name a folder"):

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -307,7 +308,56 @@ def test_a_failed_run_that_the_launcher_restarts_resumes_from_its_checkpoint(
     assert "AssertionError: once" in result.stderr
     assert "resuming after step 2" in result.stderr
     assert_same_adapter(run, undisturbed, exactly="zero2" not in " ".join(start))
-    assert json.loads((run.checkpoint(42) / "state.json").read_text())["steps"] == 42
+    assert json.loads((run.checkpoint(42) / "state.json").read_text())["updates"] == 42
+
+
+# By default, tests/training/test_trainer.py has a restart without a launcher.
+@pytest.mark.slow
+def test_a_refusal_that_the_launcher_restarts_is_no_resume(
+    arguments: list[str], finished: RunDir, tmp_path: Path
+) -> None:
+    start = ("torch.distributed.run", "--nproc_per_node", "1", "--standalone", "--max-restarts", "1")
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished.root, run.root)
+    before = {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
+    result = attempt(*arguments, "--out", run.root, launcher=start)
+    assert result.returncode != 0
+    assert result.stderr.count(f"lora-dist: --out {run.root} holds another run: add --resume, --overwrite") == 2
+    assert {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()} == before
+
+
+# By default, one agent restarts its workers, see above.
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rendezvous", ["static", "c10d"])
+def test_a_rank_killed_under_two_agents_is_restarted_and_all_resume(
+    rendezvous: str, rank: int, long_training: list[object], undisturbed: RunDir, tmp_path: Path
+) -> None:
+    """Each agent counts its own restarts, so the ranks of one start may see different counts."""
+    run, port = RunDir(tmp_path / "run"), free_port()
+    arguments = ("train", *long_training, "--train.checkpoint-steps", 2, "--hang-timeout", 60, "--out", run.root)
+
+    def agent(number: int) -> subprocess.Popen[str]:
+        where = ["--rdzv_backend", rendezvous, "--rdzv_endpoint", f"localhost:{port}", "--rdzv_id", "two"]
+        if rendezvous == "static":
+            where = ["--master_addr", "localhost", "--master_port", str(port), "--node_rank", str(number)]
+        common = ("torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--max_restarts", "2")
+        return begin(*arguments, launcher=(*common, *where))
+
+    agents = [agent(0), agent(1)]
+    wait_for(lambda: has_trained(run, 4), agents[0])
+    ranks = {int(w.environ()["RANK"]): w for each in agents for w in workers(each)}
+    ranks[rank].kill()
+    outputs = [each.communicate(timeout=TIMEOUT) for each in agents]
+    assert [each.returncode for each in agents] == [0, 0], outputs
+    assert "resuming after step" in "".join(errors for _, errors in outputs)
+    assert_same_adapter(run, undisturbed, exactly=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
 
 
 # Kills

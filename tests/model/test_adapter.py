@@ -1,5 +1,7 @@
 """Adapters on the disk: written, read back, merged, and refused."""
 
+import errno
+import os
 import re
 import shutil
 from pathlib import Path
@@ -8,12 +10,20 @@ from typing import Any
 import pytest
 import torch
 from damage import Damage, overwriting, removing, rewriting
+from safetensors import SafetensorError
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import LoraSettings, ModelSettings
 from lora_dist.errors import UserError
 from lora_dist.model import lora
-from lora_dist.model.adapter import load_adapted, load_adapter, load_adapter_state, load_merged, save_adapter
+from lora_dist.model.adapter import (
+    load_adapted,
+    load_adapter,
+    load_adapter_state,
+    load_merged,
+    save_adapter,
+    save_merged,
+)
 from lora_dist.model.adapter_config import read_adapter_settings
 from lora_dist.model.base import base_fingerprint, identify, load_base, load_tokenizer, set_reference_row
 
@@ -140,3 +150,48 @@ def test_a_merged_model_is_plain_with_the_adapters_logits_and_the_bases_fingerpr
     torch.testing.assert_close(merged.eval()(ids).logits, gpt2.eval()(ids).logits, rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match=f"{adapter.parent}/none is missing: train first"):
         load_merged(ModelSettings(name=str(tiny_gpt2)), adapter.parent / "none")
+
+
+def test_a_merged_model_is_written_through_a_link_with_modes_of_the_umask(
+    adapter: Path, tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    before = os.umask(0o022)
+    try:
+        save_merged(ModelSettings(name=str(tiny_gpt2)), adapter, tmp_path / "link")
+    finally:
+        os.umask(before)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "disk", "link"}
+    assert (tmp_path / "link").is_symlink()
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "disk").iterdir()} == {0o644}
+
+
+def test_of_two_merges_at_once_the_second_is_refused(
+    adapter: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def slow(*arguments: Any) -> Any:
+        out.mkdir()
+        (out / "model.safetensors").write_text("the other merge")
+        return load_merged(*arguments)
+
+    monkeypatch.setattr("lora_dist.model.adapter.load_merged", slow)
+    with pytest.raises(UserError, match="out exists already: name a new folder"):
+        save_merged(ModelSettings(name=str(tiny_gpt2)), adapter, out)
+    assert (out / "model.safetensors").read_text() == "the other merge"
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "out"}
+
+
+def test_a_full_disk_is_the_error_of_the_system(
+    adapter: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(GPT2LMHeadModel, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        save_merged(ModelSettings(name=str(tiny_gpt2)), adapter, tmp_path / "out")
+    assert error.value.errno == errno.ENOSPC
+    assert not (tmp_path / "out").exists()

@@ -30,6 +30,18 @@ def test_an_initialisation_that_changes_the_base_or_is_unknown_is_refused(init: 
         read_adapter_settings(write(tmp_path, init_lora_weights=init))
 
 
+@pytest.mark.parametrize(("revision", "harmless"), [(None, True), ("main", True), ("a1b2c3", False)])
+def test_an_adapter_of_another_revision_of_the_base_is_refused(
+    revision: object, harmless: bool, tmp_path: Path
+) -> None:
+    folder = write(tmp_path, revision=revision)
+    if harmless:
+        read_adapter_settings(folder)
+        return
+    with pytest.raises(UserError, match="has revision 'a1b2c3', which is not supported"):
+        read_adapter_settings(folder)
+
+
 def test_the_layers_of_a_pattern_are_those_of_the_saved_matrices_or_else_the_pattern(tmp_path: Path) -> None:
     folder, pattern = write(tmp_path, target_modules=r".*c_attn"), (r".*c_attn",)
     matrices = [

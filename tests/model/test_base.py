@@ -119,12 +119,32 @@ def cut_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
 
 
+def add_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+
+
+def add_head(folder: Path) -> None:
+    state = {**load_file(folder / "model.safetensors"), "classifier.weight": torch.ones(2, 32)}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 DAMAGES: list[tuple[Damage, str]] = [
     (shutil.rmtree, "cannot be loaded"),
     (overwriting("config.json", b"{"), "cannot be loaded"),
     (rewriting("config.json", model_type="opt"), "is a opt model: give a GPT-2"),
     (rewriting("config.json", model_type="no-such-model"), "cannot be loaded"),
     (rewriting("config.json", n_inner=64), "cannot be loaded"),
+    (rewriting("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "is quantised"),
+    (rewriting("config.json", quantization_config={"quant_method": "bitsandbytes"}), "is quantised"),
+    (rewriting("config.json", add_cross_attention=True), "has cross-attention"),
+    (rewriting("config.json", tie_word_embeddings=False), "has an output projection of its own"),
+    (rewriting("config.json", scale_attn_by_inverse_layer_idx=True), "scales attention differently"),
+    (rewriting("config.json", reorder_and_upcast_attn=True), "scales attention differently"),
+    (rewriting("config.json", scale_attn_weights=False), "scales attention differently"),
+    (rewriting("config.json", pruned_heads={"0": [1]}), "has pruned heads"),
+    (rewriting("config.json", auto_map={"AutoModelForCausalLM": "own.Model"}), "has code of its own"),
+    (add_adapter, "holds a PEFT adapter next to the model"),
+    (add_head, "has weights that are not GPT-2's, such as classifier.weight"),
     (removing("model.safetensors"), "cannot be loaded"),
     (remove_weight, "lacks 1 of GPT-2's weights, such as transformer.h.1.mlp.c_fc.weight"),
     (cut_weights, "cannot be loaded"),

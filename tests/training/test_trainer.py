@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +110,93 @@ def test_resuming_with_other_settings_is_refused_with_the_difference(
     assert weights(finished) == before
 
 
+@pytest.mark.parametrize("changed", [(), ("--train.seed", "7", "--lora.rank", "8")])
+def test_an_adapter_without_checkpoints_is_not_trained_over(
+    changed: tuple[str, ...], arguments: list[str], finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished.root, run.root)
+    shutil.rmtree(run.checkpoints)
+    assert main([*arguments, *changed, "--resume", "--out", str(run.root)]) == 2
+    message = "--lora.rank was 16, is 8, --train.seed was 42, is 7" if changed else "has an adapter and no checkpoint"
+    assert message in capsys.readouterr().err
+    assert weights(run) == weights(finished)
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_a_restart_resumes_only_what_its_launch_began(
+    began: bool,
+    arguments: list[str],
+    finished: RunDir,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished.root, run.root)
+    shutil.rmtree(run.checkpoint(6))
+    shutil.rmtree(run.adapter)
+    if not began:
+        run.config.write_text(json.dumps({**json.loads(run.config.read_text()), "launch": ["another:1:2.00"]}))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main([*arguments, "--out", str(run.root)]) == (0 if began else 2)
+    if began:
+        assert weights(run) == weights(finished)
+    else:
+        assert "holds another run: add --resume" in capsys.readouterr().err
+        assert complete_checkpoints(run) == [2, 4]
+
+
+def test_copies_of_checkpoints_under_other_names_neither_count_nor_are_deleted(
+    arguments: list[str], finished: RunDir, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished.root, run.root)
+    (run.checkpoint(6) / "COMPLETE").unlink()
+    copies = (
+        "step-2",
+        "step-000009.bak",
+        "step-000004-mine",
+        "step-0000009",
+        "step-",
+        "step-x",
+        "STEP-000009",
+        "latest",
+    )
+    for number, name in enumerate(copies):
+        shutil.copytree(run.checkpoint(2 + number % 2 * 2), run.checkpoints / name)
+    (run.checkpoints / "step-000004-mine" / "COMPLETE").unlink()
+    assert main([*arguments, "--train.keep-checkpoints", "1", "--resume", "--out", str(run.root)]) == 0
+    assert {path.name for path in run.checkpoints.iterdir()} == {*copies, "step-000006"}
+    assert weights(run) == weights(finished)
+
+
+def test_accumulation_and_clipping_from_the_environment_change_no_bit(
+    arguments: list[str], finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1000")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_CLIPPING", "0.001")
+    run = RunDir(tmp_path / "run")
+    assert main([*arguments, "--out", str(run.root)]) == 0
+    assert weights(run) == weights(finished)
+
+
+def test_a_resume_in_another_precision_is_recorded(
+    arguments: list[str], finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished.root, run.root)
+    shutil.rmtree(run.checkpoint(6))
+    config = json.loads(run.config.read_text())
+    config["world"]["precision"] = "another"
+    run.config.write_text(json.dumps(config))
+    assert main([*arguments, "--resume", "--out", str(run.root)]) == 0
+    assert "what was trained in another" in caplog.text
+    (earlier,) = json.loads(run.config.read_text())["earlier_worlds"]
+    assert (earlier["precision"], earlier["until_step"]) == ("another", 4)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_message_and_no_checkpoint_of_it(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +229,7 @@ def test_merge_writes_a_plain_gpt2_that_generates_what_the_run_generates(
     assert main(["generate", str(finished.root), "name[Larkspur], food[Greek]", *settings]) == 0
     ours = capsys.readouterr().out.strip()
     tokenizer, model = AutoTokenizer.from_pretrained(merged), GPT2LMHeadModel.from_pretrained(merged)
+    assert model.config.resid_pdrop == 0  # the base's; the training had 0.1
     prompt = tokenizer("name[Larkspur], food[Greek] <|ref|>", return_tensors="pt")
     beam = {"num_beams": 10, "length_penalty": 0.9, "no_repeat_ngram_size": 4, "early_stopping": True}
     tokens = model.generate(**prompt, **beam, max_new_tokens=8, pad_token_id=tokenizer.eos_token_id)
