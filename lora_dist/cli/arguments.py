@@ -110,13 +110,16 @@ class ScoreCommand(LogSettings):
     references: Annotated[Positional[Path], tyro.conf.arg(metavar="REFERENCES")]
     """Human references: text with an empty line between two instances, or a .tsv or .csv with the columns mr, ref."""
     outputs: Annotated[Positional[Path], tyro.conf.arg(metavar="OUTPUTS")]
-    """Outputs in the same order: text with one per line, or a .tsv or .csv with the columns mr, output."""
+    """Outputs: text with one per line in the same order, a .tsv or .csv with the columns mr, output, or a run's
+    outputs.jsonl."""
     mteval: Literal["perl", "python"] = "perl"
     """Implementation of BLEU and NIST: perl is the official script's default, python that of its -p option."""
     json: bool = False
     """Print the scores as a JSON object."""
     mrs: Path | None = None
     """Meaning representations, one per line or in the column mr of a .tsv or .csv; adds the slot error rate."""
+    partial: bool = False
+    """Score the instances that have an output, if others have none; the signature says so."""
     sentence_level: Path | None = None
     """Also write the scores of each instance to this file, as tab-separated text."""
     bootstrap: int | None = None

@@ -7,10 +7,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from lora_dist import __version__
 from lora_dist.cli import commands
+from lora_dist.cli.process import prepared_process
 from lora_dist.distributed.launcher import LOG_PREFIX
 from lora_dist.distributed.logs import set_up_logging
 from lora_dist.errors import INTERRUPTED, USER_ERROR, Interrupted, UserError
+
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""Errors of a file that this user may not read or write, or that cannot exist under its name."""
 
 OLD_RANK = re.compile(r"--local[-_]rank=\d+")
 """What torch.distributed.launch adds to the arguments, besides setting LOCAL_RANK."""
@@ -43,41 +48,60 @@ def main(argv: Sequence[str] | None = None) -> int:
         after a signal, when the same command resumes; 1 after any other failure.
     """
     arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not OLD_RANK.fullmatch(word)]
+    with prepared_process():
+        try:
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
+        except (UserError, FloatingPointError, Interrupted, KeyboardInterrupt, OSError, RuntimeError) as error:
+            code, sentence = _explain(error)
+            is_shared = isinstance(error, UserError | FloatingPointError | Interrupted)
+        # What all ranks of a machine report is printed by one of them.
+        if not is_shared or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{LOG_PREFIX}{sentence}", file=sys.stderr)
+        return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else USER_ERROR
+    if arguments[0] == "--version":
+        print(f"lora-dist {__version__}")
+        return 0
     set_up_logging()
-    try:
-        if arguments[0] not in COMMANDS:
-            raise UserError(f"there is no command {arguments[0]}: choose one of {', '.join(COMMANDS)}")
-        return COMMANDS[arguments[0]](arguments[1:])
-    except (UserError, FloatingPointError, Interrupted) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once per machine: its other ranks would print the same
-            print(f"{LOG_PREFIX}{error}", file=sys.stderr)
-        return USER_ERROR if isinstance(error, UserError) else INTERRUPTED if isinstance(error, Interrupted) else 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(
-            f"{LOG_PREFIX}the disk is full; nothing that was complete is lost: make room, then give the same command "
-            "again, a training with --resume",
-            file=sys.stderr,
+    if arguments[0] not in COMMANDS:
+        raise UserError(f"there is no command {arguments[0]}: choose one of {', '.join(COMMANDS)}")
+    return COMMANDS[arguments[0]](arguments[1:])
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the one sentence for an exception; raise it if it has none."""
+    if isinstance(error, UserError):
+        return USER_ERROR, str(error)
+    if isinstance(error, Interrupted):
+        return INTERRUPTED, str(error)
+    if isinstance(error, FloatingPointError):
+        return 1, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "stopped by Ctrl-C"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 1, (
+            "the disk is full; nothing that was complete is lost: make room, then give the same command again, a "
+            "training with --resume"
         )
-        return 1
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for it
-            raise
-        print(
-            f"{LOG_PREFIX}the GPU is out of memory; complete checkpoints are kept. Try more "
-            "--train.accumulation-steps, --train.gradient-checkpointing, a smaller --decode.batch-tokens, or "
-            "accelerate_configs/zero3.yaml (lora-dist plan shows what is needed): "
-            f"{str(error).splitlines()[0]}",
-            file=sys.stderr,
+    if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename is not None:
+        return (
+            USER_ERROR,
+            f"{error.filename} cannot be used ({error.strerror}): name another place, or change its rights",
         )
-        return 1
-    except KeyboardInterrupt:
-        print(f"{LOG_PREFIX}stopped by Ctrl-C", file=sys.stderr)
-        return 128 + signal.SIGINT
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it
+        return 1, (
+            "the GPU is out of memory; complete checkpoints are kept. Try more --train.accumulation-steps, "
+            "--train.gradient-checkpointing, a smaller --decode.batch-tokens, or accelerate_configs/zero3.yaml "
+            f"(lora-dist plan shows what is needed): {str(error).splitlines()[0]}"
+        )
+    raise error
 
 
 def _usage() -> str:

@@ -1,8 +1,10 @@
 """Parse command-line arguments, with the settings of a preset or of a run as the defaults."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import TypeVar
 
 import tyro
@@ -25,7 +27,14 @@ def parse(command: type[T], name: str, argv: Sequence[str], default: T | None = 
         name: the command as typed, for the help.
         argv: the arguments after the name.
         default: values of arguments that are not given.
+
+    Raises:
+        UserError: if an argument is empty, as from a shell variable that is not set.
     """
+    for before, argument in pairwise([name, *argv]):
+        if not argument.strip() or re.fullmatch("--[^=]+=", argument):
+            flag = argument.removesuffix("=").strip() or (before if before.startswith("--") else f"an argument of {name}")
+            raise UserError(f"{flag} is empty: give a value, or leave it out")
     given = {} if default is None else {"default": default}
     parsed: T = tyro.cli(command, prog=f"lora-dist {name}", args=argv, **given)  # type: ignore[call-overload]
     set_up_logging(parsed.log_level)

@@ -197,9 +197,10 @@ def one_line(text: str) -> str:
     r"""Put the text on one line: replace each line separator by a space and strip the ends.
 
     Separators are those of str.splitlines (\n, \r, \r\n, \v, \f, \x1c to \x1e, U+0085, U+2028, U+2029), as the official
-    script splits its input at each of them. Other white space, such as a double space, is kept.
+    script splits its input at each of them. NUL, which no text file has, becomes a space as well. Other white space,
+    such as a double space, is kept.
     """
-    return " ".join(text.splitlines()).strip()
+    return " ".join(text.replace("\0", " ").splitlines()).strip()
 
 
 def format_outputs(texts: Iterable[str]) -> str:
