@@ -33,7 +33,9 @@ def parse(command: type[T], name: str, argv: Sequence[str], default: T | None = 
     """
     for before, argument in pairwise([name, *argv]):
         if not argument.strip() or re.fullmatch("--[^=]+=", argument):
-            flag = argument.removesuffix("=").strip() or (before if before.startswith("--") else f"an argument of {name}")
+            flag = argument.removesuffix("=").strip() or (
+                before if before.startswith("--") else f"an argument of {name}"
+            )
             raise UserError(f"{flag} is empty: give a value, or leave it out")
     given = {} if default is None else {"default": default}
     parsed: T = tyro.cli(command, prog=f"lora-dist {name}", args=argv, **given)  # type: ignore[call-overload]

@@ -17,7 +17,7 @@ def read_decoded(run: RunDir) -> tuple[Instances, dict[str, str]]:
         references, texts = read_text_file(run.references_text), read_text_file(run.outputs_text)
         outputs = read_text_file(run.outputs)
         instances = read_pair(references, outputs)
-        if [one_line(text) for text in instances.outputs] != [line.strip() for line in texts.lines]:
+        if [one_line(text) for text in instances.outputs] != list(map(one_line, texts.lines)):
             raise UserError(f"{run.outputs_text} and {run.outputs} differ")
     except UserError as error:
         raise UserError(

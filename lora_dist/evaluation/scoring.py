@@ -1,6 +1,6 @@
 """Score files and runs; every scores.json has a signature that tells which scores are comparable."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ from lora_dist.metrics.mteval import Variant
 from lora_dist.metrics.readers import Instances, read_pair, read_sources
 from lora_dist.metrics.sentences import sentence_scores
 from lora_dist.metrics.slots.errors import count_slot_errors
-from lora_dist.metrics.text_files import read_text_file
+from lora_dist.metrics.text_files import TextFile, read_text_file
 from lora_dist.run_dir import RunDir
 
 BOOTSTRAP_SEED = 0
@@ -62,18 +62,16 @@ def score_files(
     names = None if mrs is None else read_sources(read_text_file(mrs))
     instances = read_pair(*files, names, partial=partial)
     slots = {} if mrs is None else {"slot_error_rate": _slot_error_rate(instances)}
-    other_file = None if against is None else read_text_file(against)
+    other = None if against is None else _read_other_system(files[0], read_text_file(against), names, instances)
     statistics = suite.compute_statistics(instances.references, instances.outputs, variant)
     scores: dict[str, Any] = _rounded(statistics.scores())
     if resamples is not None:
         samples = bootstrap.bootstrap_scores(statistics, resamples, BOOTSTRAP_SEED)
         scores["bootstrap"] = _intervals(samples)
-        if other_file is not None:
-            others = _paired_outputs(
-                instances, read_pair(files[0], other_file, names, partial=partial), other_file.path
-            )
+        if other is not None:
+            sha256, others = other
             other_statistics = suite.compute_statistics(instances.references, others, variant)
-            scores["against"] = {"outputs": other_file.sha256, **_paired_test(statistics, other_statistics, samples)}
+            scores["against"] = {"outputs": sha256, **_paired_test(statistics, other_statistics, samples)}
     hashes = {"references": files[0].sha256, "outputs": files[1].sha256}
     scores |= {**slots, "signature": _signature(variant, instances, hashes)}
     if sentence_level is not None:
@@ -128,18 +126,22 @@ def _slot_error_rate(instances: Instances) -> dict[str, Any]:
     return {"rate": round(counts.rate, 6), **asdict(counts)}
 
 
-def _paired_outputs(instances: Instances, other: Instances, against: Path) -> list[str]:
-    """Return another system's outputs for the same instances.
+def _read_other_system(
+    references: TextFile, outputs: TextFile, mrs: Sequence[str] | None, instances: Instances
+) -> tuple[str, list[str]]:
+    """Return the hash of another system's outputs, and its outputs for the same instances.
 
     Raises:
         UserError: if it has none for some of them.
     """
+    other = read_pair(references, outputs, mrs, partial=True)
     by_place = dict(zip(other.places, other.outputs, strict=True))
     if missing := [place for place in instances.places if place not in by_place]:
         raise UserError(
-            f"{against} has no output for {len(missing)} of the {len(instances.places)} instances: add them"
+            f"{outputs.path} has no output for {len(missing)} of the {len(instances.places)} instances it is compared "
+            "on: add them"
         )
-    return [by_place[place] for place in instances.places]
+    return outputs.sha256, [by_place[place] for place in instances.places]
 
 
 def _paired_test(

@@ -10,7 +10,8 @@ import pytest
 
 from lora_dist.cli.main import main
 from lora_dist.errors import UserError
-from lora_dist.evaluation.scoring import score_run, sentence_tsv
+from lora_dist.evaluation.formats import sentence_tsv
+from lora_dist.evaluation.scoring import score_run
 from lora_dist.files import write_json, write_jsonl, write_text
 from lora_dist.metrics import suite
 from lora_dist.metrics.readers import Instances
@@ -123,7 +124,7 @@ def test_the_printed_scores_end_with_the_signature(tmp_path: Path, capsys: Captu
 
 def test_the_tsv_has_one_line_per_instance() -> None:
     outputs = ["a\u2028b", 'say "hi"\tnow', "", "x\vy\r\nz"]
-    instances = Instances([["r"]] * 4, outputs, ["name[A]", "", "", ""])
+    instances = Instances([["r"]] * 4, outputs, ["name[A]", "", "", ""], [0, 1, 2, 3], 4)
     text = sentence_tsv(instances, {"BLEU": np.array([0.5, 1, math.nan, 0.00004])})
     assert text.split("\n") == [
         "src\tsys_out\tBLEU",

@@ -7,7 +7,8 @@ from pathlib import Path
 from made_runs import made_run, seeded
 
 from lora_dist.config import IMPROVED
-from lora_dist.report.results import configurations, load_results
+from lora_dist.report.configurations import configurations
+from lora_dist.report.results import load_results
 
 
 def test_configurations_are_labeled_by_the_settings_that_differ(tmp_path: Path) -> None:

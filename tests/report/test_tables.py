@@ -9,8 +9,9 @@ import pytest
 from made_runs import SCORES, made_run, seeded
 
 from lora_dist.config import BASELINE, IMPROVED, Settings
+from lora_dist.report.configurations import configurations
 from lora_dist.report.published import PAPER
-from lora_dist.report.results import configurations, load_results
+from lora_dist.report.results import load_results
 from lora_dist.report.tables import (
     Table,
     adapter_table,
