@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from lora_dist import __version__
 from lora_dist.cli import commands
 from lora_dist.cli.process import prepared_process
-from lora_dist.distributed.launcher import LOG_PREFIX
+from lora_dist.distributed.launcher import LOG_PREFIX, forget_leftovers
 from lora_dist.distributed.logs import set_up_logging
 from lora_dist.errors import INTERRUPTED, USER_ERROR, Interrupted, UserError
 
@@ -19,6 +19,14 @@ FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, er
 
 OLD_RANK = re.compile(r"--local[-_]rank=\d+")
 """What torch.distributed.launch adds to the arguments, besides setting LOCAL_RANK."""
+
+OUT_OF_MEMORY = (
+    "MemoryError",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+)
+"""In the names and messages of what torch, CUDA, its libraries and Python raise for want of memory."""
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     function.__name__: function
@@ -53,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _run(arguments)
             sys.stdout.flush()
             return code
-        except (UserError, FloatingPointError, Interrupted, KeyboardInterrupt, OSError, RuntimeError) as error:
+        except (Exception, KeyboardInterrupt) as error:
             code, sentence = _explain(error)
             is_shared = isinstance(error, UserError | FloatingPointError | Interrupted)
         # What all ranks of a machine report is printed by one of them.
@@ -69,6 +77,7 @@ def _run(arguments: Sequence[str]) -> int:
     if arguments[0] == "--version":
         print(f"lora-dist {__version__}")
         return 0
+    forget_leftovers()
     set_up_logging()
     if arguments[0] not in COMMANDS:
         raise UserError(f"there is no command {arguments[0]}: choose one of {', '.join(COMMANDS)}")
@@ -76,7 +85,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
-    """Return the exit code and the one sentence for an exception; raise it if it has none."""
+    """Return the exit code and the one sentence for an exception; raise it if it has none and needs a traceback."""
     if isinstance(error, UserError):
         return USER_ERROR, str(error)
     if isinstance(error, Interrupted):
@@ -91,15 +100,13 @@ def _explain(error: BaseException) -> tuple[int, str]:
             "training with --resume"
         )
     if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename is not None:
-        return (
-            USER_ERROR,
-            f"{error.filename} cannot be used ({error.strerror}): name another place, or change its rights",
-        )
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it
+        remedy = "name another place, or ask its owner for the right"
+        return USER_ERROR, f"{error.filename} cannot be used ({error.strerror}): {remedy}"
+    if any(sign in f"{type(error).__name__}: {error}" for sign in OUT_OF_MEMORY):
         return 1, (
-            "the GPU is out of memory; complete checkpoints are kept. Try more --train.accumulation-steps, "
+            "out of memory; complete checkpoints are kept. Try more --train.accumulation-steps, "
             "--train.gradient-checkpointing, a smaller --decode.batch-tokens, or accelerate_configs/zero3.yaml "
-            f"(lora-dist plan shows what is needed): {str(error).splitlines()[0]}"
+            f"(lora-dist plan shows what is needed): {next(iter(str(error).splitlines()), '')}"
         )
     raise error
 

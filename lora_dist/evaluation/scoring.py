@@ -22,6 +22,7 @@ from lora_dist.metrics.sentences import sentence_scores
 from lora_dist.metrics.slots.errors import count_slot_errors
 from lora_dist.metrics.text_files import TextFile, read_text_file
 from lora_dist.run_dir import RunDir
+from lora_dist.run_guard import exclusive
 
 BOOTSTRAP_SEED = 0
 """Fixed, so that resamples of different systems are paired and intervals are reproducible."""
@@ -87,8 +88,14 @@ def score_run(run: RunDir, variant: Variant = "perl") -> dict[str, Any]:
     NIST is undefined for a resample, as with a handful of very short outputs.
 
     Raises:
-        UserError: if the run has no outputs or damaged ones, or Java is missing or fails; then nothing is written.
+        UserError: if the run has no outputs or damaged ones, another process is writing to it, or Java is missing or
+            fails. scores.json is unchanged then.
     """
+    with exclusive(run):
+        return _score_run(run, variant)
+
+
+def _score_run(run: RunDir, variant: Variant) -> dict[str, Any]:
     decoding = read_json(run.decode_signature, f"{run.root} has not been decoded")
     instances, hashes = read_decoded(run)
     statistics = suite.compute_statistics(instances.references, instances.outputs, variant)
