@@ -12,6 +12,7 @@ from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precis
 from lora_dist.distributed.logs import LogSettings
 from lora_dist.distributed.watchdog import HANG_TIMEOUT
 from lora_dist.errors import UserError
+from lora_dist.run_guard import require_writable_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,18 @@ class LaunchedCommand(LogSettings):
     def __post_init__(self) -> None:
         if not 0 <= self.hang_timeout < math.inf:
             raise UserError(f"--hang-timeout is {self.hang_timeout}: must be >= 0 seconds (0 is off)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonCommand(LogSettings):
+    """Settings of the commands whose result can also be a file."""
+
+    json: Path | None = None
+    """Also write the result to this file, as JSON."""
+
+    def __post_init__(self) -> None:
+        if self.json is not None:
+            require_writable_file(self.json, "--json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +59,7 @@ class TrainCommand(LaunchedCommand, Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanCommand(LogSettings, Settings):
+class PlanCommand(JsonCommand, Settings):
     """Compute memory, communication volume and schedule of a training with these settings, without loading anything."""
 
     processes: int = 1
@@ -57,10 +70,9 @@ class PlanCommand(LogSettings, Settings):
     """Precision of the frozen weights; None is what the device would use."""
     memory: float | None = None
     """Memory that each process may use, in GiB; None is what this machine has for each."""
-    json: Path | None = None
-    """Also write the plan to this file, as JSON."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.memory is not None and not 0 < self.memory < math.inf:
             raise UserError(f"--memory is {self.memory}: must be > 0 GiB")
 

@@ -90,8 +90,9 @@ def _read_hub(split: Split) -> list[Example]:
         # The hub's own branch of Parquet files: the main branch is a loading script, which datasets no longer runs.
         columns = load_dataset(_HUB_NAME, revision="refs/convert/parquet", split=_HUB_SPLITS[split])[:]
     except Exception as error:  # from datasets, huggingface_hub or the HTTP client: the remedy is the same
+        here = f", which the folder {os.path.abspath(_HUB_NAME)} hides" if os.path.isdir(_HUB_NAME) else ""
         raise UserError(
-            f"{_HUB_NAME} cannot be read from the hub ({type(error).__name__}: {one_line(str(error))}): "
+            f"{_HUB_NAME} cannot be read from the hub{here} ({type(error).__name__}: {one_line(str(error))}): "
             f"give --data.dir a folder with {_ORIGINAL}"
         ) from error
     rows = zip(columns["meaning_representation"], columns["human_reference"], strict=True)
