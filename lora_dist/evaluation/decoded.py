@@ -1,10 +1,27 @@
 """What a run decoded, as its stages hand it on: references and outputs, checked against each other."""
 
+from typing import Any
+
 from lora_dist.data.e2e import one_line
 from lora_dist.errors import UserError
+from lora_dist.files import read_json
 from lora_dist.metrics.readers import Instances, read_pair
 from lora_dist.metrics.text_files import read_text_file
 from lora_dist.run_dir import RunDir
+
+
+def read_decoding(run: RunDir) -> dict[str, Any]:
+    """Read the object of decode/signature.json: settings, fingerprints and versions of the decoding.
+
+    Raises:
+        UserError: if the run has not been decoded, or the file is damaged.
+    """
+    problem = f"{run.root} has not been decoded (lora-dist decode {run.root})"
+    decoding = read_json(run.decode_signature, problem)
+    fields = {"decode": dict, "versions": dict, "adapter": str, "base": str, "test_data": str}
+    if missing := [name for name, kind in fields.items() if not isinstance(decoding.get(name), kind)]:
+        raise UserError(f"{problem}: {run.decode_signature} lacks {missing[0]}")
+    return decoding
 
 
 def read_decoded(run: RunDir) -> tuple[Instances, dict[str, str]]:

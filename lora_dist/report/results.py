@@ -9,7 +9,7 @@ from typing import Any
 from lora_dist.config import DecodeSettings, Settings
 from lora_dist.config_io import from_json, read_config
 from lora_dist.errors import UserError
-from lora_dist.evaluation.decoded import read_decoded
+from lora_dist.evaluation.decoded import read_decoded, read_decoding
 from lora_dist.evaluation.scoring import mteval_variant, score_run
 from lora_dist.evaluation.stored import read_scores, read_sentence_scores
 from lora_dist.files import read_json
@@ -156,7 +156,7 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
 
 def _load_result(run: RunDir, name: str) -> Result:
     config = read_config(run)
-    decoding = read_json(run.decode_signature, f"{run.root} has not been decoded (lora-dist decode {run.root})")
+    decoding = read_decoding(run)
     instances, hashes = read_decoded(run)
     scores, sentences = read_scores(run), read_sentence_scores(run, instances)
     if scores is None or sentences is None or scores["signature"].get("outputs") != hashes["outputs"]:
