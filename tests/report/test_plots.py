@@ -22,9 +22,12 @@ NAMES = ["scores", "size", "slots", "loss", "schedule"]
 
 
 def of_bases(folder: Path, *bases: str) -> list[Configuration]:
-    """Configurations of base models in folders of these names."""
-    models = [replace(IMPROVED.model, name=f"models/{base}") for base in bases]
-    runs = [made_run(folder / str(n), replace(IMPROVED, model=model)) for n, model in enumerate(models)]
+    """Configurations of base models in folders of these names, which also differ in a setting."""
+    runs = []
+    for number, base in enumerate(bases, start=1):
+        model = replace(IMPROVED.model, name=f"models/{base}")
+        train = replace(IMPROVED.train, refs_per_mr=number)
+        runs.append(made_run(folder / str(number), replace(IMPROVED, model=model, train=train)))
     return configurations(load_results(runs))
 
 
