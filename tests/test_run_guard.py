@@ -4,13 +4,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from unwritable import may_not_write
 
 from lora_dist.config import IMPROVED
 from lora_dist.config_io import write_config
 from lora_dist.errors import UserError
 from lora_dist.files import write_text
 from lora_dist.run_dir import COMPLETE, RunDir
-from lora_dist.run_guard import check_output, prepare_output, require_folder
+from lora_dist.run_guard import (
+    check_output,
+    exclusive,
+    prepare_output,
+    require_folder,
+    require_writable,
+    require_writable_file,
+)
 
 
 def names(folder: Path) -> set[str]:
@@ -152,3 +160,42 @@ def test_a_file_is_refused_by_name_where_a_folder_is_needed(tmp_path: Path) -> N
     file(tmp_path / "file")
     with pytest.raises(UserError, match=f"--out {tmp_path}/file is a file: name a folder"):
         require_folder(RunDir(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    "path", ["locked", "locked/new", "locked/new/er", "file/new", "dangling", "dangling/new", "loop"]
+)
+def test_a_folder_that_cannot_be_written_to_is_refused_and_unchanged(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    may_not_write(tmp_path / "locked", monkeypatch)
+    before = names(tmp_path)
+
+    def lock() -> None:
+        with exclusive(RunDir(tmp_path / path)):
+            pass
+
+    for refuse in (
+        lambda: require_writable(tmp_path / path),
+        lambda: check_output(RunDir(tmp_path / path), resume=False, overwrite=False),
+        lock,
+    ):
+        with pytest.raises(UserError, match=rf"--out {tmp_path / path} .*: name another folder"):
+            refuse()
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("path", ["locked/new.json", "locked/old.json", "file/new.json", "dangling", "locked", "loop"])
+def test_a_file_that_cannot_be_written_is_refused(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked" / "old.json").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    may_not_write(tmp_path / "locked", monkeypatch)
+    with pytest.raises(UserError, match=rf"--json {tmp_path / path} .*: name (a|another) (file|folder)"):
+        require_writable_file(tmp_path / path, "--json")

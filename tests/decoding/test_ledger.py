@@ -10,8 +10,19 @@ from lora_dist.run_dir import RunDir
 
 @pytest.mark.parametrize(
     "damage",
-    [b'[7, [["cut', b"\0\0\0", b"7", b"null", b"[7, []]", b'[7, [["text", null]]]', b'["7", [["text", 1]]]', b"[7, 7]"]
-    + [b'[7, [["caf\xe9", 1]]]', b"[" * 100_000],
+    [
+        *(
+            b'[7, [["cut',
+            b"\0\0\0",
+            b"7",
+            b"null",
+            b"[7, 7]",
+            b"[7, []]",
+            b'[7, [["text", null]]]',
+            b'["7", [["text", 1]]]',
+        ),
+        *(b'[7, [["caf\xe9", 1]]]', b"[" * 100_000),
+    ],
 )
 def test_a_damaged_line_of_a_ledger_is_decoded_again(damage: bytes, tmp_path: Path) -> None:
     run = RunDir(tmp_path)
