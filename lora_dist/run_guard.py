@@ -88,7 +88,8 @@ def require_writable_file(path: Path, flag: str, inputs: Iterable[Path] = ()) ->
         if target == os.path.realpath(other) or (exist and os.path.samefile(path, other)):
             raise UserError(f"{flag} {path} is the file {other} of the same command: name another file")
     if not os.path.exists(path):
-        require_writable(path if os.path.islink(path) else path.parent, flag)
+        is_link = os.path.islink(path)
+        require_writable(path if is_link else path.parent, flag if is_link else f"{flag} {path}: folder")
     elif not os.access(path, os.W_OK) or (os.path.isfile(path) and not os.access(os.path.dirname(target), os.W_OK)):
         raise UserError(f"{flag} {path} cannot be written: name another file")
 

@@ -179,11 +179,13 @@ def test_a_folder_that_cannot_be_written_to_is_refused_and_unchanged(
         with exclusive(RunDir(tmp_path / path)):
             pass
 
-    for refuse in (
-        lambda: require_writable(tmp_path / path),
-        lambda: check_output(RunDir(tmp_path / path), resume=False, overwrite=False),
-        lock,
-    ):
+    def check() -> None:
+        check_output(RunDir(tmp_path / path), resume=False, overwrite=False)
+
+    def require() -> None:
+        require_writable(tmp_path / path)
+
+    for refuse in (require, check, lock):
         with pytest.raises(UserError, match=rf"--out {tmp_path / path} .*: name another folder"):
             refuse()
     assert names(tmp_path) == before
@@ -197,5 +199,5 @@ def test_a_file_that_cannot_be_written_is_refused(path: str, tmp_path: Path, mon
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     may_not_write(tmp_path / "locked", monkeypatch)
-    with pytest.raises(UserError, match=rf"--json {tmp_path / path} .*: name (a|another) (file|folder)"):
+    with pytest.raises(UserError, match=rf"--json {tmp_path / path}.*: name (a|another) (file|folder)"):
         require_writable_file(tmp_path / path, "--json")

@@ -73,7 +73,7 @@ def test_a_crash_reports_exit_code_and_stderr(monkeypatch: pytest.MonkeyPatch, t
 
 def test_the_virtual_machines_own_words_are_reported_when_it_lacks_memory() -> None:
     """Java prints them to stdout by default."""
-    with pytest.raises(UserError, match=r"exit code 1, stderr: .*Could not reserve enough space"):
+    with pytest.raises(UserError, match=r"(?s)exit code 1, stderr: .*Could not reserve enough space"):
         java.run_java(["-version"], "", max_heap="200000g")
 
 
