@@ -12,7 +12,6 @@ from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precis
 from lora_dist.distributed.logs import LogSettings
 from lora_dist.distributed.watchdog import HANG_TIMEOUT
 from lora_dist.errors import UserError
-from lora_dist.run_guard import require_writable_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +34,6 @@ class JsonCommand(LogSettings):
 
     json: Path | None = None
     """Also write the result to this file, as JSON."""
-
-    def __post_init__(self) -> None:
-        if self.json is not None:
-            require_writable_file(self.json, "--json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +67,6 @@ class PlanCommand(JsonCommand, Settings):
     """Memory that each process may use, in GiB; None is what this machine has for each."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.memory is not None and not 0 < self.memory < math.inf:
             raise UserError(f"--memory is {self.memory}: must be > 0 GiB")
 
