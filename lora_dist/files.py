@@ -3,6 +3,7 @@
 A file or folder is written under a temporary name in the same folder, flushed to disk and renamed.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -56,12 +57,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object per line, skipping lines that a kill cut short."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write one JSON object atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -73,8 +68,8 @@ def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, creating its folder."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write a text file atomically, creating its folder; what UTF-8 lacks, as in a file's name, is escaped."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -85,7 +80,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -94,13 +89,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write a text file to a path that the user gave.
+    """Write a text file to a path that the user gave: through links, and into what is no file, such as /dev/stdout.
 
     Raises:
         UserError: if it cannot be written.
     """
     try:
-        write_text(path, text)
+        if os.path.exists(path) and not os.path.isfile(path):
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_text(Path(os.path.realpath(path)), text)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): name another file") from error
 
@@ -120,7 +118,7 @@ def new_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]:
         for file in temporary.iterdir():
             _follow_umask(file, temporary)
             with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+                _sync(opened.fileno())
         _sync_folder(temporary)
         if path.exists() or path.is_symlink():
             path.rename(old)
@@ -146,6 +144,15 @@ def _follow_umask(file: Path, folder: Path) -> None:
     """Give a file that a library wrote for its owner only the mode that new files get in `folder`."""
     with suppress(OSError):  # a file system without modes
         file.chmod(folder.stat().st_mode & 0o666)
+
+
+def _sync(descriptor: int) -> None:
+    """Flush a file to disk, where the file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -46,21 +46,52 @@ def require_folder(run: RunDir) -> None:
     Raises:
         UserError: if it is a file.
     """
-    if run.root.exists() and not run.root.is_dir():
+    if os.path.exists(run.root) and not os.path.isdir(run.root):
         raise UserError(f"--out {run.root} is a file: name a folder")
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, flag: str = "--out") -> None:
     """Refuse an output folder that cannot be created or written to, without changing anything.
+
+    Args:
+        path: the folder.
+        flag: what names it on the command line, for the message.
 
     Raises:
         UserError: if it cannot.
     """
-    if path.is_symlink() and not path.exists():
-        raise UserError(f"--out {path} is a link to {os.readlink(path)}, which does not exist: name another folder")
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        raise UserError(f"--out {path} cannot be written to: name another folder")
+    # os.path, as the methods of Path raise where a parent folder may not be searched.
+    existing = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if not os.path.exists(existing):
+        place = f"{flag} {path}" if existing == path else f"{flag} {path} cannot be written to: {existing}"
+        raise UserError(f"{place} is a link to {os.readlink(existing)}, which does not exist: name another folder")
+    if not (os.path.isdir(existing) and os.access(existing, os.R_OK | os.W_OK | os.X_OK)):
+        raise UserError(f"{flag} {path} cannot be written to: name another folder")
+
+
+def require_writable_file(path: Path, flag: str, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output file that cannot be written or is one of `inputs`, without changing anything.
+
+    Args:
+        path: the file.
+        flag: what names it on the command line, for the message.
+        inputs: files that the command reads, or writes for another flag.
+
+    Raises:
+        UserError: if it cannot be written, or is the same file as an input, perhaps through a link.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"{flag} {path} is a folder: name a file")
+    target = os.path.realpath(path)
+    for other in inputs:
+        exist = os.path.exists(path) and os.path.exists(other)
+        if target == os.path.realpath(other) or (exist and os.path.samefile(path, other)):
+            raise UserError(f"{flag} {path} is the file {other} of the same command: name another file")
+    if not os.path.exists(path):
+        is_link = os.path.islink(path)
+        require_writable(path if is_link else path.parent, flag if is_link else f"{flag} {path}: folder")
+    elif not os.access(path, os.W_OK) or (os.path.isfile(path) and not os.access(os.path.dirname(target), os.W_OK)):
+        raise UserError(f"{flag} {path} cannot be written: name another file")
 
 
 def check_output(run: RunDir, *, resume: bool, overwrite: bool) -> None:
@@ -85,7 +116,7 @@ def check_output(run: RunDir, *, resume: bool, overwrite: bool) -> None:
 def has_content(root: Path) -> bool:
     """Return whether a folder exists and holds more than a lock and what a kill left half-written."""
     ignored = (PART, RunDir(root).lock.name)
-    return root.is_dir() and any(not path.name.startswith(ignored) for path in root.iterdir())
+    return os.path.isdir(root) and any(not path.name.startswith(ignored) for path in root.iterdir())
 
 
 def prepare_output(run: RunDir, *, overwrite: bool) -> None:
@@ -114,7 +145,7 @@ def exclusive(run: RunDir) -> Iterator[None]:
         UserError: if the folder cannot be written to, or another process holds the lock, saying which.
     """
     require_writable(run.root)
-    created = [folder for folder in (run.root, *run.root.parents) if not folder.exists()]
+    created = [folder for folder in (run.root, *run.root.parents) if not os.path.exists(folder)]
     run.root.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(run.lock, os.O_CREAT | os.O_RDWR, 0o666)

@@ -1,12 +1,14 @@
 """Files and folders come whole or not at all."""
 
+import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lora_dist.files import new_folder, read_json, write_json, write_jsonl, write_text
+from lora_dist.files import new_folder, read_json, save_text, write_json, write_jsonl, write_text
 
 
 def names(folder: Path) -> set[str]:
@@ -23,11 +25,53 @@ def test_text_is_utf8_with_line_feeds_and_json_is_readable(tmp_path: Path) -> No
     assert (tmp_path / "d.jsonl").read_text() == '{"n": 1}\n{"n": 2}\n'
 
 
-def test_what_is_written_others_may_read(tmp_path: Path) -> None:
-    write_text(tmp_path / "file", "")
-    with new_folder(tmp_path / "folder"):
-        pass
-    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder")] == [0o644, 0o755]
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)]
+)
+def test_modes_follow_the_umask_also_of_files_that_a_library_wrote_for_their_owner_alone(
+    umask: int, file: int, folder: int, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "new" / "file", "")
+        save_text(tmp_path / "saved", "")
+        with new_folder(tmp_path / "folder", marker="COMPLETE") as temporary:
+            (temporary / "own").touch()
+            (temporary / "private").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    files = ("new/file", "saved", "folder/own", "folder/private", "folder/COMPLETE")
+    assert modes == {"new": folder, "folder": folder, **dict.fromkeys(files, file)}
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EIO])
+def test_a_file_system_that_cannot_flush_folders_or_change_modes_is_written_to(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: refuse() if stat.S_ISDIR(os.fstat(file).st_mode) else fsync(file))
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    write_text(tmp_path / "file", "new")
+    replace_folder(tmp_path)
+    assert names(tmp_path) == {"file", "folder", "folder/inside"}
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush_files_is_written_to(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_text(tmp_path / "file", "new")
+    replace_folder(tmp_path)
+    assert names(tmp_path) == {"file", "folder", "folder/inside"}
 
 
 def replace_file(root: Path) -> None:

@@ -11,7 +11,8 @@ from lora_dist.config import IMPROVED, PRESETS, Preset
 from lora_dist.config_io import command_line, nearest_preset
 from lora_dist.distributed.launcher import STRATEGIES, Strategy
 from lora_dist.planning.plan import make_plan
-from lora_dist.report.results import configurations, load_results
+from lora_dist.report.configurations import configurations
+from lora_dist.report.results import load_results
 from lora_dist.report.tables import adapter_table
 from lora_dist.workflows.settings import ReproduceCommand
 from lora_dist.workflows.verify import cases_here

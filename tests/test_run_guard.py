@@ -1,22 +1,24 @@
 """What `run_guard.py` lets a command do to a folder: no run is lost, and nothing that is not a run is touched."""
 
-import errno
-import fcntl
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from unwritable import may_not_write
 
 from lora_dist.config import IMPROVED
 from lora_dist.config_io import write_config
 from lora_dist.errors import UserError
 from lora_dist.files import write_text
 from lora_dist.run_dir import COMPLETE, RunDir
-from lora_dist.run_guard import check_output, exclusive, prepare_output, require_folder
+from lora_dist.run_guard import (
+    check_output,
+    exclusive,
+    prepare_output,
+    require_folder,
+    require_writable,
+    require_writable_file,
+)
 
 
 def names(folder: Path) -> set[str]:
@@ -98,8 +100,8 @@ ANOTHER_RUN, NOT_A_RUN, A_FILE, UNWRITABLE = "holds another run", "not the folde
         (foreign, NOT_A_RUN, NOT_A_RUN, NOT_A_RUN),
         (model, NOT_A_RUN, NOT_A_RUN, NOT_A_RUN),
         (damaged, NOT_A_RUN, NOT_A_RUN, NOT_A_RUN),
-        (linked_to_nothing, "is a link to .*/gone, which does not exist", "is a link", "is a link"),
         (with_checkpoints_elsewhere, *3 * ("/checkpoints is a link to .*/scratch, which does not exist",)),
+        (linked_to_nothing, "is a link to .*/gone, which does not exist", "is a link", "is a link"),
         (file, A_FILE, A_FILE, A_FILE),
         (below_a_file, UNWRITABLE, UNWRITABLE, UNWRITABLE),
     ],
@@ -167,53 +169,42 @@ def test_a_file_is_refused_by_name_where_a_folder_is_needed(tmp_path: Path) -> N
         require_folder(RunDir(tmp_path / "file"))
 
 
-# The lock
-
-
-def test_a_second_writer_is_refused_with_who_holds_the_lock(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "out")
-    with exclusive(RunDir(tmp_path / "out")):
-        for same in (tmp_path / "out", tmp_path / "link"):
-            with pytest.raises(UserError) as error, exclusive(RunDir(same)):
-                pass
-            who = f"process {os.getpid()} on {socket.gethostname()} since 20"
-            assert str(error.value).startswith(f"{same} is being written to by {who}")
-    with exclusive(RunDir(tmp_path / "out")):
-        pass
-
-
-@pytest.mark.launched
-def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
-    hold = (
-        "import sys, time, pathlib, lora_dist.run_guard as g\n"
-        "with g.exclusive(g.RunDir(pathlib.Path(sys.argv[1]))): print(flush=True); time.sleep(99)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None
-    assert other.stdout.readline() == "\n"
-    with pytest.raises(UserError, match=f"by process {other.pid} on"), exclusive(RunDir(tmp_path)):
-        pass
-    other.kill()
-    other.communicate()
-    with exclusive(RunDir(tmp_path)):
-        pass
-
-
-def test_a_lock_leaves_no_folder_in_which_nothing_was_written(tmp_path: Path) -> None:
-    with exclusive(RunDir(tmp_path / "a" / "b")):
-        assert RunDir(tmp_path / "a" / "b").lock.is_file()
-    assert names(tmp_path) == set()
-    with exclusive(RunDir(tmp_path / "a" / "b")):
-        (tmp_path / "a" / "b" / "file").touch()
-    assert names(tmp_path) == {"a", "a/b", "a/b/file", "a/b/.lock"}
-
-
-def test_a_file_system_without_locks_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "path", ["locked", "locked/new", "locked/new/er", "file/new", "dangling", "dangling/new", "loop"]
+)
+def test_a_folder_that_cannot_be_written_to_is_refused_and_unchanged(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unsupported(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    may_not_write(tmp_path / "locked", monkeypatch)
+    before = names(tmp_path)
 
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    with exclusive(RunDir(tmp_path)):
-        assert "cannot be locked (No locks available): start only one process" in caplog.text
+    def lock() -> None:
+        with exclusive(RunDir(tmp_path / path)):
+            pass
+
+    def check() -> None:
+        check_output(RunDir(tmp_path / path), resume=False, overwrite=False)
+
+    def require() -> None:
+        require_writable(tmp_path / path)
+
+    for refuse in (require, check, lock):
+        with pytest.raises(UserError, match=rf"--out {tmp_path / path} .*: name another folder"):
+            refuse()
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("path", ["locked/new.json", "locked/old.json", "file/new.json", "dangling", "locked", "loop"])
+def test_a_file_that_cannot_be_written_is_refused(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked" / "old.json").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    may_not_write(tmp_path / "locked", monkeypatch)
+    with pytest.raises(UserError, match=rf"--json {tmp_path / path}.*: name (a|another) (file|folder)"):
+        require_writable_file(tmp_path / path, "--json")

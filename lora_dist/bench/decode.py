@@ -7,7 +7,6 @@ the same work whatever the weights are.
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from lora_dist.data.tokens import encode_prompts
 from lora_dist.decoding.beam_search import beam_search
 from lora_dist.decoding.decode import chunk_tokens, chunks
 from lora_dist.decoding.kv_cache import lay_out
+from lora_dist.distributed.packages import is_installed
 from lora_dist.model.base import DTYPES, load_base, load_tokenizer
 
 NEW_TOKENS = 32
@@ -83,7 +83,7 @@ def _measure_all(inputs: DecodeInputs, prompts: Prompts, threads: int) -> dict[s
         for size in (8, 16) if bench_device().type == "cpu" else (16, 64):
             programs[f"generate, batch {size}, {precision}"] = (_generate, inputs, prompts, precision, size)
     programs["generate, one at a time, fp32 (the seed paper's way)"] = (_generate, inputs, few, "fp32", 1)
-    if find_spec("ctranslate2") is not None and bench_device().type == "cpu":
+    if is_installed("ctranslate2") and bench_device().type == "cpu":
         for kind in ("float32", "int8"):
             programs[f"CTranslate2, {kind}"] = (_ctranslate2, inputs, prompts, kind)
     best: dict[str, tuple[Measurement, int]] = {}

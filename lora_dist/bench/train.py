@@ -19,7 +19,6 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +34,7 @@ from lora_dist.config import Precision, Settings
 from lora_dist.data.sampler import global_batch, training_order
 from lora_dist.data.token_cache import load_corpus
 from lora_dist.data.tokens import TokenizedExamples
+from lora_dist.distributed.packages import is_installed
 from lora_dist.errors import UserError
 from lora_dist.model import lora
 from lora_dist.model.adapter import save_adapter
@@ -123,11 +123,11 @@ def _programs(exact: TrainInputs, shared: TrainInputs) -> dict[str, Program]:
     """Return the programs by name: `exact` has one reference per MR, `shared` several."""
     *_, best = measured = precisions()
     found: dict[str, Program] = {}
-    if find_spec("peft") is not None:
+    if is_installed("peft"):
         found[f"{SEED}, fp32"] = Program(peft_trainer, exact, ("fp32", FIXED_LENGTH, True), "fp32")
         for number_format, (name, precision) in FORMATS.items():
             found[f"{PEFT}, {name}"] = Program(peft_trainer, exact, (number_format, None, False), precision)
-    if find_spec("loralib") is not None:
+    if is_installed("loralib"):
         for number_format in ("fp32", "autocast"):
             name, precision = FORMATS[number_format]
             found[f"loralib, {name}"] = Program(loralib, exact, (number_format,), precision)

@@ -29,6 +29,14 @@ class LaunchedCommand(LogSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JsonCommand(LogSettings):
+    """Settings of the commands whose result can also be a file."""
+
+    json: Path | None = None
+    """Also write the result to this file, as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainCommand(LaunchedCommand, Settings):
     """Settings of a new run; the defaults are those of the preset."""
 
@@ -46,7 +54,7 @@ class TrainCommand(LaunchedCommand, Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanCommand(LogSettings, Settings):
+class PlanCommand(JsonCommand, Settings):
     """Compute memory, communication volume and schedule of a training with these settings, without loading anything."""
 
     processes: int = 1
@@ -57,8 +65,6 @@ class PlanCommand(LogSettings, Settings):
     """Precision of the frozen weights; None is what the device would use."""
     memory: float | None = None
     """Memory that each process may use, in GiB; None is what this machine has for each."""
-    json: Path | None = None
-    """Also write the plan to this file, as JSON."""
 
     def __post_init__(self) -> None:
         if self.memory is not None and not 0 < self.memory < math.inf:
@@ -110,13 +116,16 @@ class ScoreCommand(LogSettings):
     references: Annotated[Positional[Path], tyro.conf.arg(metavar="REFERENCES")]
     """Human references: text with an empty line between two instances, or a .tsv or .csv with the columns mr, ref."""
     outputs: Annotated[Positional[Path], tyro.conf.arg(metavar="OUTPUTS")]
-    """Outputs in the same order: text with one per line, or a .tsv or .csv with the columns mr, output."""
+    """Outputs: text with one per line in the same order, a .tsv or .csv with the columns mr, output, or a run's
+    outputs.jsonl."""
     mteval: Literal["perl", "python"] = "perl"
     """Implementation of BLEU and NIST: perl is the official script's default, python that of its -p option."""
     json: bool = False
     """Print the scores as a JSON object."""
     mrs: Path | None = None
     """Meaning representations, one per line or in the column mr of a .tsv or .csv; adds the slot error rate."""
+    partial: bool = False
+    """Score the instances that have an output, if others have none; the signature says so."""
     sentence_level: Path | None = None
     """Also write the scores of each instance to this file, as tab-separated text."""
     bootstrap: int | None = None

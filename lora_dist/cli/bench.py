@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from lora_dist.bench.rows import Row, rows_table
+from lora_dist.cli.arguments import JsonCommand
 from lora_dist.cli.parsing import parse, parse_with_preset
 from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings
 from lora_dist.distributed.logs import LogSettings
@@ -19,18 +20,16 @@ Measured = tuple[list[Row], Path | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchScoreCommand(LogSettings):
+class BenchScoreCommand(JsonCommand):
     """Time to score the 630 test outputs against the 4,693 references, compared with the official script."""
 
     data: DataSettings = field(default_factory=DataSettings)
     official: Path | None = None
     """Checkout of github.com/tuetschek/e2e-metrics to measure too."""
-    json: Path | None = None
-    """Also write the rows (name, value, unit, ratio) to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchDecodeCommand(LogSettings):
+class BenchDecodeCommand(JsonCommand):
     """Seconds to decode a meaning representation, compared with transformers' generate and CTranslate2 if installed."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -42,12 +41,10 @@ class BenchDecodeCommand(LogSettings):
     """Meaning representations to decode, spread evenly over the test set."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads of each program."""
-    json: Path | None = None
-    """Also write the rows (name, value, unit, ratio) to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchScalingCommand(LogSettings, Settings):
+class BenchScalingCommand(JsonCommand, Settings):
     """Training examples per second of one process and of two, each with one thread, and their communication time."""
 
     shape: Literal["small", "medium"] | None = None
@@ -56,12 +53,10 @@ class BenchScalingCommand(LogSettings, Settings):
     """Precision of the frozen weights; fp32 is used if the hardware has no bf16."""
     updates: int = 40
     """Optimizer steps to time, after a warm-up."""
-    json: Path | None = None
-    """Also write the rows (name, value, unit, ratio) to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchTrainCommand(LogSettings, Settings):
+class BenchTrainCommand(JsonCommand, Settings):
     """Training examples per second, compared with PEFT in transformers' Trainer and with loralib if installed."""
 
     shape: Literal["small", "medium"] | None = None
@@ -70,8 +65,6 @@ class BenchTrainCommand(LogSettings, Settings):
     """Optimizer steps to time, after the same steps as a warm-up."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads of each program."""
-    json: Path | None = None
-    """Also write the rows (name, value, unit, ratio) to this file."""
 
 
 def bench(argv: Sequence[str]) -> int:

@@ -25,6 +25,7 @@ from lora_dist.config import DataSettings, ModelSettings
 from lora_dist.errors import UserError
 from lora_dist.files import save_text
 from lora_dist.run_dir import RunDir
+from lora_dist.run_guard import require_writable_file
 from lora_dist.workflows.settings import ReproduceCommand
 
 
@@ -33,7 +34,8 @@ def run(argv: Sequence[str]) -> int:
     from lora_dist.cli.training import claimed_output, training_world
     from lora_dist.decoding.decode import check_test_set, decode
     from lora_dist.distributed.collectives import on_main
-    from lora_dist.evaluation.scoring import score_run, scores_table
+    from lora_dist.evaluation.formats import scores_table
+    from lora_dist.evaluation.scoring import score_run
     from lora_dist.metrics.java import find_java
     from lora_dist.report.write import write_report
     from lora_dist.training.trainer import train as train_adapter
@@ -96,15 +98,21 @@ def decode(argv: Sequence[str]) -> int:
 
 def score(argv: Sequence[str]) -> int:
     """Score any outputs with the five official metrics: score REFERENCES OUTPUTS."""
-    from lora_dist.evaluation.scoring import score_files, scores_table
-    from lora_dist.metrics.readers import read_sources
+    from lora_dist.evaluation.formats import scores_table
+    from lora_dist.evaluation.scoring import score_files
 
     command = parse(ScoreCommand, "score", argv)
+    used = [path for path in (command.references, command.outputs, command.mrs, command.against) if path is not None]
+    for flag, target in (("--save", command.save), ("--sentence-level", command.sentence_level)):
+        if target is not None:
+            require_writable_file(target, flag, used)
+            used.append(target)
     scores = score_files(
         command.references,
         command.outputs,
         command.mteval,
-        mrs=None if command.mrs is None else read_sources(command.mrs),
+        mrs=command.mrs,
+        partial=command.partial,
         sentence_level=command.sentence_level,
         resamples=command.bootstrap,
         against=command.against,

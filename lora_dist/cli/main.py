@@ -7,10 +7,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from lora_dist import __version__
 from lora_dist.cli import commands
+from lora_dist.cli.process import prepared_process
 from lora_dist.distributed.launcher import LOG_PREFIX, forget_leftovers
 from lora_dist.distributed.logs import set_up_logging
 from lora_dist.errors import INTERRUPTED, USER_ERROR, Interrupted, UserError
+
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""Errors of a file that this user may not read or write, or that cannot exist under its name."""
 
 OLD_RANK = re.compile(r"--local[-_]rank=\d+")
 """What torch.distributed.launch adds to the arguments, besides setting LOCAL_RANK."""
@@ -51,50 +56,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         after a signal, when the same command resumes; 1 after any other failure.
     """
     arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not OLD_RANK.fullmatch(word)]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
-        return 0 if arguments else USER_ERROR
-    forget_leftovers()
-    set_up_logging()
-    try:
-        if arguments[0] not in COMMANDS:
-            raise UserError(f"there is no command {arguments[0]}: choose one of {', '.join(COMMANDS)}")
-        return COMMANDS[arguments[0]](arguments[1:])
-    except KeyboardInterrupt:
-        print(f"{LOG_PREFIX}stopped by Ctrl-C", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except Exception as error:
-        code = _report(error)
-        if code is None:
-            raise
+    with prepared_process():
+        try:
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
+        except (Exception, KeyboardInterrupt) as error:
+            code, sentence = _explain(error)
+            is_shared = isinstance(error, UserError | FloatingPointError | Interrupted)
+        # What all ranks of a machine report is printed by one of them.
+        if not is_shared or (os.environ.get("LOCAL_RANK") or "0") == "0":
+            print(f"{LOG_PREFIX}{sentence}", file=sys.stderr)
         return code
 
 
-def _report(error: Exception) -> int | None:
-    """Print an expected failure as one sentence and return its exit code; None is for one that needs a traceback."""
-    if isinstance(error, UserError | FloatingPointError | Interrupted):
-        if (os.environ.get("LOCAL_RANK") or "0") == "0":  # once per machine: its other ranks would print the same
-            print(f"{LOG_PREFIX}{error}", file=sys.stderr)
-        return USER_ERROR if isinstance(error, UserError) else INTERRUPTED if isinstance(error, Interrupted) else 1
+def _run(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else USER_ERROR
+    if arguments[0] == "--version":
+        print(f"lora-dist {__version__}")
+        return 0
+    forget_leftovers()
+    set_up_logging()
+    if arguments[0] not in COMMANDS:
+        raise UserError(f"there is no command {arguments[0]}: choose one of {', '.join(COMMANDS)}")
+    return COMMANDS[arguments[0]](arguments[1:])
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the one sentence for an exception; raise it if it has none and needs a traceback."""
+    if isinstance(error, UserError):
+        return USER_ERROR, str(error)
+    if isinstance(error, Interrupted):
+        return INTERRUPTED, str(error)
+    if isinstance(error, FloatingPointError):
+        return 1, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "stopped by Ctrl-C"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        print(
-            f"{LOG_PREFIX}the disk is full; nothing that was complete is lost: make room, then give the same command "
-            "again, a training with --resume",
-            file=sys.stderr,
+        return 1, (
+            "the disk is full; nothing that was complete is lost: make room, then give the same command again, a "
+            "training with --resume"
         )
-        return 1
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
-        print(f"{LOG_PREFIX}{error.filename}: {error.strerror}: ask its owner for the right", file=sys.stderr)
-        return USER_ERROR
-    if not any(sign in f"{type(error).__name__}: {error}" for sign in OUT_OF_MEMORY):
-        return None
-    print(
-        f"{LOG_PREFIX}out of memory; complete checkpoints are kept. Try more --train.accumulation-steps, "
-        "--train.gradient-checkpointing, a smaller --decode.batch-tokens, or accelerate_configs/zero3.yaml (lora-dist "
-        f"plan shows what is needed): {next(iter(str(error).splitlines()), '')}",
-        file=sys.stderr,
-    )
-    return 1
+    if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename is not None:
+        remedy = "name another place, or ask its owner for the right"
+        return USER_ERROR, f"{error.filename} cannot be used ({error.strerror}): {remedy}"
+    if any(sign in f"{type(error).__name__}: {error}" for sign in OUT_OF_MEMORY):
+        return 1, (
+            "out of memory; complete checkpoints are kept. Try more --train.accumulation-steps, "
+            "--train.gradient-checkpointing, a smaller --decode.batch-tokens, or accelerate_configs/zero3.yaml "
+            f"(lora-dist plan shows what is needed): {next(iter(str(error).splitlines()), '')}"
+        )
+    raise error
 
 
 def _usage() -> str:

@@ -1,16 +1,19 @@
 """Parse command-line arguments, with the settings of a preset or of a run as the defaults."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import TypeVar
 
 import tyro
 
-from lora_dist.cli.arguments import DecodeCommand, GenerateCommand, MergeCommand
+from lora_dist.cli.arguments import DecodeCommand, GenerateCommand, JsonCommand, MergeCommand
 from lora_dist.config import PRESETS, Settings
 from lora_dist.distributed.logs import LogSettings, set_up_logging
 from lora_dist.errors import USER_ERROR, UserError
+from lora_dist.run_guard import require_writable_file
 
 T = TypeVar("T", bound=LogSettings)
 S = TypeVar("S", bound=Settings)
@@ -25,10 +28,21 @@ def parse(command: type[T], name: str, argv: Sequence[str], default: T | None = 
         name: the command as typed, for the help.
         argv: the arguments after the name.
         default: values of arguments that are not given.
+
+    Raises:
+        UserError: if an argument is empty, as from a shell variable that is not set, or --json cannot be written.
     """
+    for before, argument in pairwise([name, *argv]):
+        if not argument.strip() or re.fullmatch(r"--[^=]+=\s*", argument):
+            flag = argument.strip().removesuffix("=") or (
+                before if before.startswith("--") else f"an argument of {name}"
+            )
+            raise UserError(f"{flag} is empty: give a value, or leave it out")
     given = {} if default is None else {"default": default}
     parsed: T = tyro.cli(command, prog=f"lora-dist {name}", args=argv, **given)  # type: ignore[call-overload]
     set_up_logging(parsed.log_level)
+    if isinstance(parsed, JsonCommand) and parsed.json is not None:
+        require_writable_file(parsed.json, "--json")
     return parsed
 
 

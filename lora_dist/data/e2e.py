@@ -90,8 +90,9 @@ def _read_hub(split: Split) -> list[Example]:
         # The hub's own branch of Parquet files: the main branch is a loading script, which datasets no longer runs.
         columns = load_dataset(_HUB_NAME, revision="refs/convert/parquet", split=_HUB_SPLITS[split])[:]
     except Exception as error:  # from datasets, huggingface_hub or the HTTP client: the remedy is the same
+        here = f", which the folder {os.path.abspath(_HUB_NAME)} hides" if os.path.isdir(_HUB_NAME) else ""
         raise UserError(
-            f"{_HUB_NAME} cannot be read from the hub ({type(error).__name__}: {one_line(str(error))}): "
+            f"{_HUB_NAME} cannot be read from the hub{here} ({type(error).__name__}: {one_line(str(error))}): "
             f"give --data.dir a folder with {_ORIGINAL}"
         ) from error
     rows = zip(columns["meaning_representation"], columns["human_reference"], strict=True)
@@ -197,9 +198,10 @@ def one_line(text: str) -> str:
     r"""Put the text on one line: replace each line separator by a space and strip the ends.
 
     Separators are those of str.splitlines (\n, \r, \r\n, \v, \f, \x1c to \x1e, U+0085, U+2028, U+2029), as the official
-    script splits its input at each of them. Other white space, such as a double space, is kept.
+    script splits its input at each of them. NUL, which no text file has, becomes a space as well. Other white space,
+    such as a double space, is kept.
     """
-    return " ".join(text.splitlines()).strip()
+    return " ".join(text.replace("\0", " ").splitlines()).strip()
 
 
 def format_outputs(texts: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from lora_dist.config import ModelSettings, Settings
 from lora_dist.config_io import read_config, read_settings, to_json, versions
 from lora_dist.errors import UserError
-from lora_dist.files import new_folder, read_json, write_bytes, write_json, write_text
+from lora_dist.files import new_folder, read_json, write_bytes, write_json
 from lora_dist.model.adapter import ADAPTER_FILES, load_adapter_state
 from lora_dist.model.adapter_config import ADAPTER_CONFIG, read_adapter_settings
 from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
@@ -85,7 +85,7 @@ def derived_run(target: RunDir, source: Path, settings: Settings) -> Iterator[No
                 if (adapter / name).is_file():
                     shutil.copyfile(adapter / name, folder / name)
         if RunDir(source).metrics.is_file():
-            write_text(target.metrics, RunDir(source).metrics.read_text(encoding="utf-8"))
+            write_bytes(target.metrics, RunDir(source).metrics.read_bytes())
         write_json(target.config, {**config, "settings": to_json(settings)})
         yield
     except UserError:

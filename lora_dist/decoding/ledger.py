@@ -20,7 +20,7 @@ def open_ledger(run: RunDir, signature: dict[str, Any]) -> dict[int, Found]:
     folder = run.ledger(0).parent
     folder.mkdir(parents=True, exist_ok=True)
     head = folder / "signature.json"
-    if not head.is_file() or head.read_text(encoding="utf-8") != json.dumps(signature):
+    if not head.is_file() or head.read_bytes() != json.dumps(signature).encode():
         # Scores and texts of other settings would not belong to the new outputs.
         outputs = (run.outputs, run.outputs_text, run.decode_signature, run.decode_timing)
         for file in (*folder.glob("rank-*.jsonl"), *outputs, run.scores, run.sentence_scores):
@@ -28,10 +28,13 @@ def open_ledger(run: RunDir, signature: dict[str, Any]) -> dict[int, Found]:
         write_text(head, json.dumps(signature))
     done: dict[int, Found] = {}
     for file in sorted(folder.glob("rank-*.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # a kill may have cut a line short
-                index, sentences = json.loads(line)
-                done.setdefault(index, [(text, score) for text, score in sentences])
+        for line in file.read_bytes().split(b"\n"):
+            # A kill may have cut a line short, or a power cut left bytes that are none of ours.
+            with suppress(ValueError, TypeError, RecursionError):
+                index, sentences = json.loads(line.decode())
+                found = [(text, float(score)) for text, score in sentences if isinstance(text, str)]
+                if type(index) is int and found:
+                    done.setdefault(index, found)
     return done
 
 

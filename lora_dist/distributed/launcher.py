@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from lora_dist.config import Precision
+from lora_dist.distributed.packages import is_installed
 from lora_dist.errors import UserError
 
 MIXED_PRECISION: dict[Precision, str] = {"bf16": "bf16", "fp32": "no"}
@@ -136,7 +136,7 @@ def uses_deepspeed() -> bool:
         UserError: if it does but DeepSpeed is missing, where accelerate would print a traceback.
     """
     asked = _asks_for_deepspeed()
-    if asked and find_spec("deepspeed") is None:
+    if asked and not is_installed("deepspeed"):
         raise UserError(
             "the accelerate config asks for DeepSpeed, which is missing: pip install deepspeed, or use ddp.yaml"
         )

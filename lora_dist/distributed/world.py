@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from lora_dist.distributed.environment import check_environment
 from lora_dist.distributed.launch_round import LaunchRound, agree_on_round, single_process_round
 from lora_dist.distributed.launcher import launched_processes, local_processes, uses_deepspeed
 from lora_dist.distributed.network import interface_towards
+from lora_dist.distributed.packages import is_installed
 from lora_dist.distributed.watchdog import HANG_TIMEOUT, Watchdog
 from lora_dist.errors import UserError
 
@@ -205,5 +205,5 @@ def _join(on_cpu: bool, timeout: timedelta) -> tuple[Store, LaunchRound]:
 
 def _require_tracker(tracker: str) -> None:
     """Refuse a tracker whose package is missing, which accelerate would skip silently."""
-    if tracker != "none" and find_spec(tracker) is None:
+    if tracker != "none" and not is_installed(tracker):
         raise UserError(f"--train.tracker is {tracker}: its package is missing, pip install 'lora-dist[{tracker}]'")

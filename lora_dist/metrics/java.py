@@ -14,9 +14,13 @@ from lora_dist.errors import UserError
 TIMEOUT = 900.0
 """Seconds until a Java program is killed, a hundred times what the E2E test set takes."""
 
+_MESSAGES = "-XX:+DisplayVMOutputToStderr"
+"""Option for messages of the virtual machine, such as that it lacks memory, which it would print to stdout."""
+
 # UTF-8 and English whatever the locale, because lower-casing depends on it. The programs run for seconds, so the C1
 # compiler and the serial garbage collector start fastest.
 _OPTIONS = (
+    _MESSAGES,
     "-Dfile.encoding=UTF-8",
     "-Dstdout.encoding=UTF-8",
     "-Duser.language=en",
@@ -61,8 +65,8 @@ def java_version(java: Path) -> str:
     Raises:
         UserError: if it does not run.
     """
-    stderr = _run_process([str(java), "-version"], b"", timeout=60, folder=None).stderr.decode(errors="replace")
-    match = re.search(r'version "([^"]+)"', stderr)
+    done = _run_process([str(java), _MESSAGES, "-version"], b"", timeout=60, folder=None)
+    match = re.search(r'version "([^"]+)"', done.stderr.decode(errors="replace"))
     return match.group(1) if match else "unknown"
 
 

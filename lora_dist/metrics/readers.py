@@ -1,231 +1,211 @@
 """Readers for references and outputs in the formats of the E2E NLG Challenge's script (`measure_scores.py`).
 
-A file whose name ends in .csv or .tsv is a table. Its header identifies a column of sources (meaning representations)
-and a column of texts; without a header it has just these two columns. The delimiter is a tab if the first line has one,
-else a comma. Any other file is plain text. Outputs: one per line, where an empty line is an empty output. References:
-one per line with an empty line between instances, or one per instance if there is no empty line.
+Plain text has one output per line, where an empty line is an empty output, and one reference per line with an empty
+line between instances, or one per instance if there is no empty line. `tables` has the format of tables. Outputs may
+also be the lines of a run's outputs.jsonl. `text_files` has encodings and line ends.
+
+An instance is a meaning representation (MR) with its references and one output. Outputs with sources belong to the
+references with the same source, whatever their order; others to the references in the same place.
 
 The differences from the script:
 
-1. Only a line feed ends a line. The script also splits at U+2028 and similar characters, which shifts all later rows.
+1. Only the ends of lines in `text_files` end a line. The script also splits at U+2028 and similar characters, which
+   shifts all later rows.
 2. A table may lack the header. The script's help allows this, but the script then fails.
-3. What the script fails on or misreads without an error raises a `UserError` with the line and the reason.
+3. Equal outputs for one MR are one instance. The script scores them as several, which counts their MR several times.
+4. What the script fails on or misreads without an error raises a `UserError` with the line and the reason.
 """
 
-import csv
-import re
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 from lora_dist.errors import UserError
+from lora_dist.metrics.rows import Row, is_json, json_rows, plain_rows
+from lora_dist.metrics.tables import OUTPUT, REFERENCE, is_table, source_column, table_rows
+from lora_dist.metrics.text_files import TextFile
 
-_TABLE_NAME = re.compile(r"\.[ct]sv$", re.IGNORECASE)
-# Prefixes of column names, case-insensitive.
-_SOURCE = re.compile(r"mr|src|source|meaning|da|dial(ogue)?[_ .-]act", re.IGNORECASE)
-_OUTPUT = re.compile(r"out|ref|sys", re.IGNORECASE)
-_REFERENCE = re.compile(r"trg|tgt|target|ref|human", re.IGNORECASE)
-_MOJIBAKE = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
-
-
-class _Row(NamedTuple):
-    """One text of a file with its line number; `source` is empty in plain text."""
-
-    line: int
-    source: str
-    text: str
+log = logging.getLogger(__name__)
 
 
 class Instances(NamedTuple):
-    """The instances to score: three lists with one element per instance."""
+    """The instances to score, in the order of the outputs: four lists with one element per instance."""
 
     references: list[list[str]]
     outputs: list[str]
     sources: list[str]
-    """From the outputs' table, else from the references' table; empty strings if both files are plain text."""
+    """MRs; empty strings if no file has them."""
+    places: list[int]
+    """Places of the instances among those of the references, 0 <= place < total."""
+    total: int
+    """Instances of the references, with or without output."""
 
 
-def read_pair(references: Path, outputs: Path) -> Instances:
+class _Group(NamedTuple):
+    """The references of one instance."""
+
+    source: str
+    """Its MR; empty in plain text."""
+    rows: list[Row]
+
+
+def read_pair(
+    references: TextFile, outputs: TextFile, mrs: Sequence[str] | None = None, *, partial: bool = False
+) -> Instances:
     """Read outputs and the references of each output.
 
-    If both files are tables, they are joined by source: each output gets all references with its source, in any order.
-    Otherwise they are paired in file order.
+    Args:
+        references: plain text or a table.
+        outputs: plain text, a table, or the lines of a run's outputs.jsonl.
+        mrs: MRs of the instances; in the references' order where these are plain text.
+        partial: whether instances of the references may lack an output.
 
     Raises:
-        UserError: as `read_references` and `read_outputs`, or if the files do not match.
+        UserError: if a file is not as described above, the files do not match, or an MR has different outputs.
     """
-    rows = _read_output_rows(outputs)
-    if _is_table(references) and any(row.source for row in rows):
-        by_source: dict[str, list[str]] = {}
-        for reference in _read_table(references, _REFERENCE):
-            by_source.setdefault(reference.source, []).append(reference.text)
-        for row in rows:
-            if row.source not in by_source:
-                raise UserError(
-                    f"{outputs}, line {row.line}: {references} has no reference for {row.source!r}: correct one of them"
-                )
-        matched = [by_source[row.source] for row in rows]
-        return Instances(matched, [row.text for row in rows], [row.source for row in rows])
-    groups = _read_reference_groups(references)
-    _check_lengths(references, groups, outputs, rows)
-    sources = [row.source or group[0].source for row, group in zip(rows, groups, strict=True)]
-    return Instances([[row.text for row in group] for group in groups], [row.text for row in rows], sources)
-
-
-def read_references(path: Path) -> list[list[str]]:
-    """Read the references of each instance, in file order.
-
-    In a table, consecutive rows with the same source are one instance.
-
-    Raises:
-        UserError: if the file cannot be read, is not UTF-8 or is empty, an instance has no references (two consecutive
-            empty lines, or one at the start), or the columns of a table are not as described above.
-    """
-    return [[row.text for row in group] for group in _read_reference_groups(path)]
-
-
-def read_outputs(path: Path) -> list[str]:
-    """Read the outputs, in file order.
-
-    Raises:
-        UserError: if the file cannot be read, is not UTF-8 or is empty, or the columns of a table are not as described
-            above.
-    """
-    return [row.text for row in _read_output_rows(path)]
-
-
-def read_sources(path: Path) -> list[str]:
-    """Read the meaning representations: one per line of plain text, or the column of sources of a table.
-
-    In a table, consecutive rows with the same source are one instance.
-
-    Raises:
-        UserError: if the file cannot be read, is not UTF-8 or is empty, or a table does not have exactly one column of
-            sources.
-    """
-    if not _is_table(path):
-        return _read_lines(path)
-    rows = _read_fields(path)
-    names = rows[0][1]
-    columns = [column for column, name in enumerate(names) if _SOURCE.match(name)]
-    if len(columns) != 1:
+    rows = _output_rows(outputs)
+    groups = _reference_groups(references, is_one_instance=len(rows) == 1)
+    if mrs is not None and not is_table(references):
+        groups = _name_groups(references, groups, mrs)
+    found: dict[int, Row] = {}
+    for place, row in zip(_find_places(references, groups, outputs, rows), rows, strict=True):
+        first = found.setdefault(place, row)
+        if first.text != row.text:
+            raise UserError(
+                f"{outputs.path}, lines {first.line} and {row.line}: different outputs for one instance: keep one of "
+                "them, as an instance is a meaning representation"
+            )
+    if len(found) < len(rows):
+        log.warning("%s: %d outputs for %d instances; equal ones are merged", outputs.path, len(rows), len(found))
+    missing = [group.source or f"index {place}" for place, group in enumerate(groups) if place not in found]
+    if missing and not partial:
         raise UserError(
-            f"{path}, line 1: {len(columns)} of {len(names)} columns look like sources: name exactly one of them mr"
+            f"{outputs.path} has no output for {len(missing)} of the {len(groups)} instances of {references.path}, "
+            f"such as {missing[0]}: add them, or score the others with --partial"
         )
-    return [source for source, _ in groupby(fields[columns[0]] for _, fields in rows[1:])]
+    sources = [groups[place].source or row.source for place, row in found.items()]
+    if mrs is not None and (unknown := sorted(set(sources).difference(mrs))):
+        raise UserError(f"{unknown[0]!r} of {references.path} is not in --mrs: give the references' file there, too")
+    texts = [[row.text for row in groups[place].rows] for place in found]
+    return Instances(texts, [row.text for row in found.values()], sources, list(found), len(groups))
 
 
-def _check_lengths(references: Path, groups: Sequence[Sequence[_Row]], outputs: Path, rows: Sequence[_Row]) -> None:
-    if len(groups) == len(rows):
-        return
-    if len(groups) > len(rows):
-        unmatched = f"line {groups[len(rows)][0].line} of {references}"
-    else:
-        unmatched = f"line {rows[len(groups)].line} of {outputs}"
-    raise UserError(
-        f"{outputs} has {len(rows)} outputs but {references} has references for {len(groups)}: write one output per "
-        f"instance, in the same order (the first unmatched one is {unmatched})"
-    )
+def read_sources(file: TextFile) -> list[str]:
+    """Read MRs: one per line of plain text or of a run's outputs.jsonl, or the column of sources of a table.
+
+    In a table, consecutive rows with the same source are one instance.
+
+    Raises:
+        UserError: if the file has no MRs, or a table does not have exactly one column of sources.
+    """
+    if is_table(file):
+        return [source for source, _ in groupby(source_column(file))]
+    rows = json_rows(file) if is_json(file) else None
+    if rows is None:
+        return [row.text for row in plain_rows(file)]
+    if not all(row.source for row in rows):
+        raise UserError(f"{file.path} has lines without mr: name a file of meaning representations")
+    return [row.source for row in rows]
 
 
-def _read_output_rows(path: Path) -> list[_Row]:
-    if _is_table(path):
-        return _read_table(path, _OUTPUT)
-    return [_Row(number, "", line) for number, line in enumerate(_read_lines(path), start=1)]
+def _output_rows(file: TextFile) -> list[Row]:
+    if is_table(file):
+        return table_rows(file, OUTPUT)
+    return json_rows(file) if is_json(file) else plain_rows(file)
 
 
-def _read_reference_groups(path: Path) -> list[list[_Row]]:
-    groups: list[list[_Row]] = [[]]
-    if _is_table(path):
-        for row in _read_table(path, _REFERENCE):
-            if groups[-1] and groups[-1][-1].source != row.source:
-                groups.append([])
+def _reference_groups(file: TextFile, *, is_one_instance: bool) -> list[_Group]:
+    """Group the references by instance; those of plain text without empty lines are of one instance, or of one each."""
+    if is_table(file):
+        return _group_by_source((row.source, [row]) for row in table_rows(file, REFERENCE))
+    if is_json(file):
+        raise UserError(f"{file.path} holds JSON: give references as plain text or as a table")
+    groups: list[list[Row]] = [[]]
+    for row in plain_rows(file):
+        if row.text:
             groups[-1].append(row)
-        return groups
-    for number, line in enumerate(_read_lines(path), start=1):
-        if line:
-            groups[-1].append(_Row(number, "", line))
         elif groups[-1]:
             groups.append([])
         else:
-            raise UserError(f"{path}, line {number}: an instance has no reference: remove this empty line or add one")
+            raise UserError(
+                f"{file.path}, line {row.line}: an instance has no reference: remove this empty line or add one"
+            )
     if not groups[-1]:
         del groups[-1]
-    # A file without empty lines between texts has one reference per instance.
-    return [[row] for row in groups[0]] if len(groups) == 1 else groups
+    if len(groups) == 1 and not is_one_instance:
+        groups = [[row] for row in groups[0]]
+    return [_Group("", rows) for rows in groups]
 
 
-def _read_table(path: Path, text_header: re.Pattern[str]) -> list[_Row]:
-    rows = _read_fields(path)
-    source, text, num_headers = _find_columns(path, rows[0][1], text_header)
-    if len(rows) == num_headers:
-        raise UserError(f"{path} has only a header: add rows")
-    return [_Row(number, fields[source], fields[text]) for number, fields in rows[num_headers:]]
+def _group_by_source(parts: Iterable[tuple[str, list[Row]]]) -> list[_Group]:
+    groups: dict[str, _Group] = {}
+    for source, rows in parts:
+        groups.setdefault(source, _Group(source, [])).rows.extend(rows)
+    return list(groups.values())
 
 
-def _read_fields(path: Path) -> list[tuple[int, list[str]]]:
-    """Read the rows of a table, including the header, as (line number, fields)."""
-    lines = [(number, line) for number, line in enumerate(_read_lines(path), start=1) if line]
-    if not lines:
-        raise UserError(f"{path} has no row: add one with a source and a text per instance")
-    texts = [_fix_mojibake(line) for _, line in lines]
-    texts[0] = texts[0].replace("\ufeff", "")
-    reader = csv.reader(texts, delimiter="\t" if "\t" in texts[0] else ",")
-    try:
-        # reader.line_num is the last line of the row just read, because quoted fields may span lines.
-        rows = [(lines[reader.line_num - 1][0], fields) for fields in reader]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {lines[reader.line_num - 1][0]}: {error}: correct its quotes") from error
-    width = len(rows[0][1])
-    for number, fields in rows:
-        if len(fields) != width:
-            raise UserError(
-                f"{path}, line {number}: {len(fields)} columns but the first line has {width}: quote texts with "
-                'the delimiter, and write an empty last column as ""'
-            )
-    return rows
-
-
-def _find_columns(path: Path, first_row: Sequence[str], text_header: re.Pattern[str]) -> tuple[int, int, int]:
-    """Return the index of the source column, that of the text column, and the number of header lines (0 or 1)."""
-    sources = [column for column, name in enumerate(first_row) if _SOURCE.match(name)]
-    texts = [column for column, name in enumerate(first_row) if text_header.match(name)]
-    if len(sources) == len(texts) == 1:
-        return sources[0], texts[0], 1
-    if not sources and not texts and len(first_row) == 2:
-        return 0, 1, 0
+def _name_groups(references: TextFile, groups: Sequence[_Group], mrs: Sequence[str]) -> list[_Group]:
+    """Give the references of plain text their MRs, which are in the same order."""
+    for names in (mrs, list(dict.fromkeys(mrs))):
+        if len(names) == len(groups):
+            return _group_by_source((name, group.rows) for name, group in zip(names, groups, strict=True))
     raise UserError(
-        f"{path}, line 1: {len(sources)} of {len(first_row)} columns look like sources and {len(texts)} like texts: "
-        "add a header with one column mr and one column ref"
+        f"there are {len(mrs)} meaning representations for the {len(groups)} instances of {references.path}: give one "
+        "per instance, in the same order"
     )
 
 
-def _fix_mojibake(line: str) -> str:
-    """Replace the wrongly encoded £ and é of some systems' outputs, as the script does."""
-    for wrong, right in _MOJIBAKE:
-        line = line.replace(wrong, right)
-    return line
+def _find_places(
+    references: TextFile, groups: Sequence[_Group], outputs: TextFile, rows: Sequence[Row]
+) -> Sequence[int]:
+    """Return for each output the place of its group: by source, by index, or in order."""
+    by_source = {group.source: place for place, group in enumerate(groups) if group.source}
+    has_sources = any(row.source for row in rows)
+    if by_source and has_sources:
+        for row in rows:
+            if row.source not in by_source:
+                raise UserError(
+                    f"{outputs.path}, line {row.line}: {references.path} has no reference for {row.source!r}: correct "
+                    "one of them"
+                )
+        return [by_source[row.source] for row in rows]
+    given = [row.place for row in rows if row.place is not None]
+    if len(given) == len(rows):
+        if max(given) >= len(groups):
+            raise UserError(
+                f"{outputs.path} has index {max(given)} but {references.path} has references for {len(groups)} "
+                "instances: correct one of them"
+            )
+        return given
+    places = _places_in_order(groups, rows, has_sources=has_sources)
+    _check_lengths(references, groups, outputs, rows, places)
+    return places
 
 
-def _is_table(path: Path) -> bool:
-    return _TABLE_NAME.search(path.name) is not None
+def _places_in_order(groups: Sequence[_Group], rows: Sequence[Row], *, has_sources: bool) -> list[int]:
+    """Return the place of each output if the instances are in the references' order.
+
+    With sources, each new one is the next instance. Without, there is one output per instance or per reference.
+    """
+    if has_sources:
+        order = {source: place for place, source in enumerate(dict.fromkeys(row.source for row in rows))}
+        return [order[row.source] for row in rows]
+    lines = sorted((row.line, place) for place, group in enumerate(groups) for row in group.rows)
+    return [place for _, place in lines] if len(rows) == len(lines) else list(range(len(rows)))
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Read the lines of a file, stripped of surrounding whitespace."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name a file of references or outputs") from error
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {number}: this is not UTF-8: save the file as UTF-8") from error
-    lines = text.split("\n")
-    if not lines[-1]:
-        del lines[-1]
-    if not lines:
-        raise UserError(f"{path} is empty: write one reference or output per line")
-    return [line.strip() for line in lines]
+def _check_lengths(
+    references: TextFile, groups: Sequence[_Group], outputs: TextFile, rows: Sequence[Row], places: Sequence[int]
+) -> None:
+    count = len(set(places))
+    if count == len(groups):
+        return
+    if count < len(groups):
+        unmatched = f"line {groups[count].rows[0].line} of {references.path}"
+    else:
+        unmatched = f"line {rows[places.index(len(groups))].line} of {outputs.path}"
+    raise UserError(
+        f"{outputs.path} has {count} outputs but {references.path} has references for {len(groups)}: write one output "
+        f"per instance, in the same order (the first unmatched one is {unmatched})"
+    )

@@ -1,6 +1,7 @@
 """The base model: GPT-2 and its tokenizer with the reference token."""
 
 import hashlib
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def _require_plain_gpt2(name: str, config: Any) -> None:
         UserError: which names the difference.
     """
     if config.model_type != "gpt2":
-        raise UserError(f"--model.name {name} is a {config.model_type} model: give a GPT-2")
+        raise UserError(f"{_named(name)} is a {config.model_type} model: give a GPT-2")
     scaled = config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or not config.scale_attn_weights
     differences = {
         "scales attention differently": scaled,
@@ -77,7 +78,7 @@ def _require_plain_gpt2(name: str, config: Any) -> None:
         "holds a PEFT adapter next to the model": find_adapter_config_file(name) is not None,
     }
     if found := [difference for difference, holds in differences.items() if holds]:
-        raise UserError(f"--model.name {name} {found[0]}: give a plain GPT-2 (lora-dist merge writes one)")
+        raise UserError(f"{_named(name)} {found[0]}: give a plain GPT-2 (lora-dist merge writes one)")
 
 
 def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GPT2LMHeadModel:
@@ -117,14 +118,14 @@ def _require_gpt2_weights(name: str, model: GPT2LMHeadModel, info: Mapping[str, 
     """
     if missing := sorted(info["missing_keys"]):
         raise UserError(
-            f"--model.name {name} lacks {len(missing)} of GPT-2's weights, such as {missing[0]}: download it again"
+            f"{_named(name)} lacks {len(missing)} of GPT-2's weights, such as {missing[0]}: download it again"
         )
     # Older versions of transformers saved the causal mask, a constant.
     other = [key for key in sorted(info["unexpected_keys"]) if not key.endswith((".attn.bias", ".attn.masked_bias"))]
     if model.lm_head.weight is not model.transformer.wte.weight:  # both are in the file, and differ
         other = ["lm_head.weight"]
     if other:
-        raise UserError(f"--model.name {name} has weights that are not GPT-2's, such as {other[0]}: give a plain GPT-2")
+        raise UserError(f"{_named(name)} has weights that are not GPT-2's, such as {other[0]}: give a plain GPT-2")
 
 
 def reference_row(name: str, tokenizer: Any, vocabulary: int) -> int:
@@ -141,7 +142,7 @@ def reference_row(name: str, tokenizer: Any, vocabulary: int) -> int:
     row: int = tokenizer.convert_tokens_to_ids(REFERENCE_TOKEN)
     if row > vocabulary:
         raise UserError(
-            f"--model.name {name} has a tokenizer of {row} tokens for a model of {vocabulary}: "
+            f"{_named(name)} has a tokenizer of {row} tokens for a model of {vocabulary}: "
             "save the model's own tokenizer next to it"
         )
     return row
@@ -190,9 +191,15 @@ def identify(model: GPT2LMHeadModel, tokenizer: Any, name: str) -> BaseIdentity:
     return BaseIdentity(name, base_fingerprint(model, tokenizer), row.detach().float().cpu().clone())
 
 
+def _named(name: str) -> str:
+    """Return how a message calls the model: also the folder, if a name like a hub id's is that of one."""
+    folder = os.path.abspath(name)
+    return f"--model.name {name}" + (f", the folder {folder}," if os.path.isdir(name) and folder != name else "")
+
+
 def _not_loadable(name: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(
-        f"--model.name {name} cannot be loaded ({reason}): give the folder of a GPT-2 checkpoint, or a hub id such as "
+        f"{_named(name)} cannot be loaded ({reason}): give the folder of a GPT-2 checkpoint, or a hub id such as "
         "gpt2 on a machine that reaches the hub or has it in its cache"
     )

@@ -6,9 +6,8 @@ from typing import Any
 
 from lora_dist.data.e2e import parse_mr
 from lora_dist.errors import UserError
-from lora_dist.files import read_jsonl
 from lora_dist.metrics.slots.errors import find_slot_errors
-from lora_dist.report.results import Result, read_sentence_scores
+from lora_dist.report.results import Result
 
 COLUMNS = ("sentBLEU", "METEOR", "ROUGE_L", "CIDEr")
 """Sentence scores by which the page sorts and filters."""
@@ -22,28 +21,27 @@ def browser_data(results: Sequence[Result]) -> dict[str, Any]:
     references: dict[str, list[str]] = {}
     outputs = []
     for result in results:
-        rows = read_jsonl(result.run.outputs)
-        groups = result.run.references_text.read_text(encoding="utf-8").split("\n\n")
-        for row, group in zip(rows, groups, strict=False):
-            references.setdefault(row["mr"], group.split("\n"))
-        scores = read_sentence_scores(result.run)
-        outputs.append({row["mr"]: _output_entry(row, score) for row, score in zip(rows, scores, strict=True)})
+        mrs, texts = result.instances.sources, result.instances.outputs
+        for mr, group in zip(mrs, result.instances.references, strict=True):
+            references.setdefault(mr, group)
+        entries = map(_output_entry, mrs, texts, result.sentences)
+        outputs.append(dict(zip(mrs, entries, strict=True)))
     runs = [
         {"name": result.name, "outputs": [by_mr.get(mr) for mr in references]}
         for result, by_mr in zip(results, outputs, strict=True)
     ]
-    mrs = [{"slots": _parse_slots(mr), "references": texts} for mr, texts in references.items()]
-    return {"columns": COLUMNS, "runs": runs, "mrs": mrs}
+    shown = [{"slots": _parse_slots(mr), "references": group} for mr, group in references.items()]
+    return {"columns": COLUMNS, "runs": runs, "mrs": shown}
 
 
-def _output_entry(row: dict[str, Any], scores: dict[str, float]) -> dict[str, Any]:
+def _output_entry(mr: str, text: str, scores: dict[str, float]) -> dict[str, Any]:
     try:
         errors: list[tuple[str, str]] | None = [
-            (e.kind, e.attribute) for e in find_slot_errors(dict(parse_mr(row["mr"])), row["text"])
+            (e.kind, e.attribute) for e in find_slot_errors(dict(parse_mr(mr)), text)
         ]
     except UserError:  # the corpus has other values than E2E
         errors = None
-    return {"text": row["text"], "scores": [scores[name] for name in COLUMNS], "errors": errors}
+    return {"text": text, "scores": [scores[name] for name in COLUMNS], "errors": errors}
 
 
 def _parse_slots(mr: str) -> list[tuple[str, str]]:

@@ -7,7 +7,6 @@ from lora_dist.config import Settings
 from lora_dist.config_io import as_options
 from lora_dist.errors import UserError
 from lora_dist.evaluation.scoring import RUN_RESAMPLES, mteval_variant, score_files
-from lora_dist.files import read_jsonl
 from lora_dist.metrics.suite import METRICS
 from lora_dist.report.results import Result, load_results
 from lora_dist.report.tables import Table, markdown
@@ -82,11 +81,7 @@ def _paired_scores_table(first: Result, second: Result) -> Table:
 
 
 def _sentences_table(first: Result, second: Result) -> Table:
-    pairs = list(zip(read_jsonl(first.run.outputs), read_jsonl(second.run.outputs), strict=True))
-    rows = tuple(
-        (str(one["index"]), one["mr"], one["text"], other["text"])
-        for one, other in pairs
-        if one["text"] != other["text"]
-    )
+    pairs = list(zip(first.instances.sources, first.instances.outputs, second.instances.outputs, strict=True))
+    rows = tuple((str(place), *texts) for place, texts in enumerate(pairs) if texts[1] != texts[2])
     title = f"Sentences that differ: {len(rows)} of {len(pairs)}"
     return Table(title, ("index", "meaning representation", first.name, second.name), rows)

@@ -12,13 +12,16 @@ from lora_dist.report.results import Result
 from lora_dist.report.tables import Table
 
 
-def render_page(title: str, tables: Sequence[Table], plots: Sequence[Plot], results: Sequence[Result]) -> str:
+def render_page(
+    title: str, tables: Sequence[Table], plots: Sequence[Plot], notes: Sequence[str], results: Sequence[Result]
+) -> str:
     """Render the page. It loads nothing from elsewhere, and all text of the runs is escaped.
 
     Args:
         title: Heading of the page.
         tables: Tables in the order shown.
         plots: Plots in the order shown, below the tables.
+        notes: What is said below the plots.
         results: Runs that the browser shows.
     """
     sections = [_table_section(number, table) for number, table in enumerate(tables)]
@@ -31,7 +34,7 @@ def render_page(title: str, tables: Sequence[Table], plots: Sequence[Plot], resu
         css=_asset("page.css"),
         links="".join(f'<a href="#table{n}">{html.escape(t.title.split(":")[0])}</a>' for n, t in enumerate(tables)),
         tables="".join(sections),
-        figures=figures,
+        figures=figures + "".join(f"<p>{html.escape(note)}</p>" for note in notes),
         origins="".join(map(_provenance_entry, results)),
         data=to_script_json(browser_data(results)),
         script=_asset("page.js"),

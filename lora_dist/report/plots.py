@@ -1,28 +1,19 @@
-"""The report's plots as SVG: scores compared with the paper's, slot errors, and training curves."""
+"""The report's plots as SVG, drawn under matplotlib's own defaults, whatever the user's settings are."""
 
 import io
-import math
-import statistics
-from collections.abc import Callable, Sequence
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from lora_dist.report.configurations import Configuration
 
-from lora_dist.metrics.slots.errors import ATTRIBUTES
-from lora_dist.metrics.suite import METRICS
-from lora_dist.report.published import PAPER, TRAINABLE
-from lora_dist.report.results import Configuration, Result
+log = logging.getLogger(__name__)
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito, "Color Universal Design": distinguishable with color vision deficiency, on light and dark."""
-PAPER_LINES = ("Baseline (GPT-2 S)", "Original (GPT-2 M)", "Improved")
 FOREGROUND, BACKGROUND = "#010203", "#fdfefd"
 """Placeholders for the colors of text and lines, and of the background; `Plot.inline_svg` replaces them."""
-FIGURE_WIDTH = 10.0
-"""Width of every figure in inches."""
 
 
 class Plot(NamedTuple):
@@ -39,156 +30,65 @@ class Plot(NamedTuple):
         return element.replace(FOREGROUND, "currentColor").replace(BACKGROUND, "none")
 
 
-def make_plots(configurations: Sequence[Configuration]) -> list[Plot]:
-    """Draw the plots, leaving out those for which no run has the data."""
+def make_plots(configurations: Sequence[Configuration]) -> tuple[list[Plot], list[str]]:
+    """Draw the plots, leaving out those for which no run has the data.
+
+    Returns:
+        The plots, and a note for each one that could not be drawn, which costs nothing else.
+    """
     logged = any(result.logged_steps() for c in configurations for result in c.results)
     slots = any(result.slot_error_rate is not None for c in configurations for result in c.results)
-    drawings: list[tuple[str, str, Callable[[Sequence[Configuration]], Figure], bool]] = [
-        ("scores", "Scores with 95 % intervals (points) and the paper's scores (lines)", _plot_scores, True),
-        ("size", "Scores vs. trainable params", _plot_size, True),
-        ("slots", "Slot errors by attribute", _plot_slot_errors, slots),
-        ("loss", "Training loss (lines) and dev loss (points)", _plot_loss, logged),
-        ("schedule", "Learning rate and throughput", _plot_schedule, logged),
-    ]
-    return [
-        Plot(name, title, _to_svg(name, draw(configurations))) for name, title, draw, has_data in drawings if has_data
-    ]
-
-
-def _plot_scores(configurations: Sequence[Configuration]) -> Figure:
-    """Draw one panel per metric: each seed with its interval, the mean, and the paper's scores as lines."""
-    figure = Figure(figsize=(FIGURE_WIDTH, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(METRICS))
-    for column, (panel, metric) in enumerate(zip(panels, METRICS, strict=True)):
-        _draw_paper_lines(panel, column)
-        for place, c in enumerate(configurations):
-            color = _color(place)
-            for offset, result in zip(_offsets(len(c.results)), c.results, strict=True):
-                value = result.values[column]
-                low, high = result.scores.get("bootstrap", {}).get(metric, (value, value))
-                panel.plot([place + offset] * 2, [low, high], color=color, linewidth=1, alpha=0.6)
-                panel.plot(place + offset, value, "o", color=color, markersize=4)
-            panel.plot([place - 0.35, place + 0.35], [c.mean()[column]] * 2, color=color, linewidth=2)
-        panel.set_title(metric)
-        panel.set_xticks([])
-        panel.set_xlim(-0.6, len(configurations) - 0.4)
-    _draw_legend(figure, panels[0], configurations)
-    return figure
-
-
-def _plot_size(configurations: Sequence[Configuration]) -> Figure:
-    """Draw one panel per metric: mean scores vs. trainable parameters, of the runs and of the paper."""
-    figure = Figure(figsize=(FIGURE_WIDTH, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(METRICS))
-    for column, (panel, metric) in enumerate(zip(panels, METRICS, strict=True)):
-        for published in PAPER:
-            if published.name in TRAINABLE:
-                panel.plot(TRAINABLE[published.name], published.scores[column], "s", color=FOREGROUND, markersize=4)
-        for place, c in enumerate(configurations):
-            std = (c.std() or (0.0,) * len(METRICS))[column]
-            panel.errorbar(c.first.trainable, c.mean()[column], std, fmt="o", color=_color(place), markersize=5)
-        panel.set_xscale("log")
-        panel.xaxis.set_minor_formatter(NullFormatter())
-        counts = [*TRAINABLE.values(), *(c.first.trainable for c in configurations)]
-        panel.set_xlim(10 ** math.floor(math.log10(min(counts))), 10 ** math.ceil(math.log10(max(counts))))
-        panel.set_title(metric)
-        panel.set_xlabel("trainable params")
-    panels[0].plot([], [], "s", color=FOREGROUND, markersize=4, label="paper")
-    _draw_legend(figure, panels[0], configurations)
-    return figure
-
-
-def _plot_slot_errors(configurations: Sequence[Configuration]) -> Figure:
-    """Draw bars of missing, added and contradicted slots by attribute, means over the seeds."""
-    figure = Figure(figsize=(FIGURE_WIDTH, 3.4), layout="constrained")
-    panel = figure.subplots()
-    width = 0.8 / len(configurations)
-    for place, c in enumerate(configurations):
-        slot_errors = [r.scores["slot_error_rate"] for r in c.results if r.slot_error_rate is not None]
-        if not slot_errors:
+    plots, notes = [], []
+    for name, title, has_data in (
+        ("scores", "Scores with 95 % intervals (points) and the paper's scores (lines)", True),
+        ("size", "Scores vs. trainable params", True),
+        ("slots", "Slot errors by attribute", slots),
+        ("loss", "Training loss (lines) and dev loss (points)", logged),
+        ("schedule", "Learning rate and throughput", logged),
+    ):
+        if not has_data:
             continue
-        bottom = [0.0] * len(ATTRIBUTES)
-        for kind, shade in (("missing", 1.0), ("added", 0.6), ("contradicted", 0.3)):
-            heights = [statistics.mean(errors[kind].get(name, 0) for errors in slot_errors) for name in ATTRIBUTES]
-            xs = [index - 0.4 + width * (place + 0.5) for index in range(len(ATTRIBUTES))]
-            panel.bar(xs, heights, width * 0.9, bottom, color=_color(place), alpha=shade)
-            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    panel.set_xticks(range(len(ATTRIBUTES)), ATTRIBUTES, rotation=20, ha="right")
-    panel.set_ylabel("slots (dark: missing, middle: added,\nlight: contradicted)")
-    _draw_legend(figure, panel, configurations)
-    return figure
+        try:
+            plots.append(Plot(name, title, _draw(name, configurations)))
+        except Exception as error:  # of matplotlib, its fonts or the settings that it reads as it is imported
+            reason = (str(error).strip().splitlines() or [""])[0]
+            notes.append(f"The plot {name} could not be drawn: {type(error).__name__}: {reason}")
+            log.warning(notes[-1])
+    return plots, notes
 
 
-def _plot_loss(configurations: Sequence[Configuration]) -> Figure:
-    figure = Figure(figsize=(FIGURE_WIDTH, 3.6), layout="constrained")
-    panel = figure.subplots()
+def _draw(name: str, configurations: Sequence[Configuration]) -> str:
+    with _without_backend():
+        import matplotlib as mpl
 
-    def draw(result: Result, color: str) -> None:
-        _plot_logged(panel, result.logged_steps(), "loss", color)
-        dev = result.dev_evaluations()
-        panel.plot([row["step"] for row in dev], [row["dev_loss"] for row in dev], "o", color=color, markersize=5)
-
-    _for_each_run(configurations, draw)
-    panel.set_xlabel("step")
-    panel.set_ylabel("label-smoothed cross-entropy,\nnats per token")
-    _draw_legend(figure, panel, configurations)
-    return figure
+        from lora_dist.report import drawings
+    draw: Callable[[Sequence[Configuration]], Any] = drawings.DRAWINGS[name]
+    # No canvas of a user interface is needed: a figure without pyplot saves itself with matplotlib's own SVG canvas.
+    with warnings.catch_warnings(), mpl.rc_context(mpl.rcParamsDefault):
+        warnings.simplefilter("ignore")  # a name may have letters that the default font lacks; the page's has them
+        return _to_svg(name, draw(configurations))
 
 
-def _plot_schedule(configurations: Sequence[Configuration]) -> Figure:
-    figure = Figure(figsize=(FIGURE_WIDTH, 3.4), layout="constrained")
-    rate, throughput = figure.subplots(1, 2)
-
-    def draw(result: Result, color: str) -> None:
-        _plot_logged(rate, result.logged_steps(), "lr", color)
-        _plot_logged(throughput, result.logged_steps(), "examples_per_second", color)
-
-    _for_each_run(configurations, draw)
-    for panel, name in ((rate, "learning rate"), (throughput, "examples per second")):
-        panel.set_xlabel("step")
-        panel.set_ylabel(name)
-        panel.set_ylim(bottom=0)
-    _draw_legend(figure, rate, configurations)
-    return figure
+@contextmanager
+def _without_backend() -> Iterator[None]:
+    """Import matplotlib in the block although MPLBACKEND names a backend that only a notebook has."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
-def _plot_logged(panel: Axes, rows: Sequence[dict[str, Any]], name: str, color: str) -> None:
-    """Plot a logged value over steps, subsampled to at most 1,000 points."""
-    shown = rows[:: max(1, len(rows) // 500)]
-    panel.plot([row["step"] for row in shown], [row[name] for row in shown], color=color, linewidth=1, alpha=0.8)
+def _to_svg(name: str, figure: Any) -> str:
+    """Render a figure as SVG with ids that depend on `name`, so that one page can hold several figures.
 
+    Args:
+        name: the plot's name.
+        figure: a figure of `drawings`.
+    """
+    import matplotlib as mpl
 
-def _for_each_run(configurations: Sequence[Configuration], draw: Callable[[Result, str], None]) -> None:
-    for place, c in enumerate(configurations):
-        for result in c.results:
-            draw(result, _color(place))
-
-
-def _draw_paper_lines(panel: Axes, column: int) -> None:
-    styles = zip(PAPER_LINES, ("--", "-.", ":"), strict=True)
-    scores = {published.name: published.scores for published in PAPER}
-    for name, style in styles:
-        panel.axhline(scores[name][column], color=FOREGROUND, linewidth=0.8, linestyle=style, label=f"{name}, paper")
-
-
-def _draw_legend(figure: Figure, panel: Axes, configurations: Sequence[Configuration]) -> None:
-    """Draw one legend below the panels: the configurations by color, and the labeled artists of `panel`."""
-    for place, c in enumerate(configurations):
-        panel.plot([], [], "o-", color=_color(place), markersize=4, label=c.label)
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-
-
-def _color(place: int) -> str:
-    return COLORS[place % len(COLORS)]
-
-
-def _offsets(count: int) -> list[float]:
-    """Return evenly spaced x offsets in [-0.25, 0.25] for `count` points."""
-    return [0.0] if count == 1 else [0.5 * index / (count - 1) - 0.25 for index in range(count)]
-
-
-def _to_svg(name: str, figure: Figure) -> str:
-    """Render a figure as SVG with ids that depend on `name`, so that one page can hold several figures."""
     buffer = io.StringIO()
     # Text stays text: it is searchable and uses the font of the page.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 8}):

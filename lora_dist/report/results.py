@@ -1,33 +1,26 @@
-"""Scored runs read from their folders, and configurations: groups of runs that differ only in the seed."""
+"""Scored runs, read from their folders."""
 
-import csv
-import hashlib
-import json
 import logging
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lora_dist.config import DecodeSettings, Settings
-from lora_dist.config_io import (
-    WITHOUT_EFFECT,
-    as_options,
-    changed_options,
-    from_json,
-    nearest_preset,
-    read_config,
-    to_json,
-)
+from lora_dist.config_io import from_json, read_config
 from lora_dist.errors import UserError
+from lora_dist.evaluation.decoded import read_decoded, read_decoding
 from lora_dist.evaluation.scoring import mteval_variant, score_run
-from lora_dist.files import read_json, read_jsonl
+from lora_dist.evaluation.stored import read_scores, read_sentence_scores
+from lora_dist.files import read_json
+from lora_dist.metrics.readers import Instances
 from lora_dist.metrics.suite import METRICS
 from lora_dist.report.published import PUBLISHED_MODELS
 from lora_dist.run_dir import RunDir
+from lora_dist.run_guard import require_writable
+from lora_dist.training.log_rows import read_log
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +28,8 @@ class Result:
     """A scored run."""
 
     run: RunDir
+    name: str
+    """Name of its folder, with folders above it if another run's has the same name."""
     settings: Settings
     """Settings of its training and decoding."""
     config: dict[str, Any]
@@ -43,13 +38,12 @@ class Result:
     """Object of scores.json."""
     decoding: dict[str, Any]
     """Object of decode/signature.json: settings, fingerprints and versions of the decoding."""
+    instances: Instances
+    """References, outputs and MRs."""
+    sentences: list[dict[str, float]]
+    """Scores of each output by the column names of the official script."""
     log: list[dict[str, Any]]
     """Objects of metrics.jsonl, one per logged step or dev evaluation."""
-
-    @property
-    def name(self) -> str:
-        """Name of its folder."""
-        return self.run.root.resolve().name
 
     @property
     def base(self) -> str:
@@ -60,6 +54,16 @@ class Result:
     def trained_here(self) -> bool:
         """Whether this package trained it; the training of an imported adapter is unknown."""
         return self.config["world"] is not None
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of its training; None if it was trained elsewhere."""
+        return self.settings.train.seed if self.trained_here else None
+
+    @property
+    def worlds(self) -> list[dict[str, Any]]:
+        """The processes that trained it, in order: several if it was resumed in another way."""
+        return [*self.config.get("earlier_worlds", []), self.config["world"]] if self.trained_here else []
 
     @property
     def trainable(self) -> int:
@@ -86,6 +90,15 @@ class Result:
             seconds += examples / row["examples_per_second"]
             previous_step = row["step"]
         return seconds or None
+
+    @property
+    def seconds_per_mr(self) -> float | None:
+        """Seconds to decode a meaning representation; None if that file is missing or damaged."""
+        try:
+            timing = read_json(self.run.decode_timing, f"{self.run.root} has no timing")
+            return float(timing["seconds"] / timing["sentences"])
+        except (UserError, KeyError, TypeError, ZeroDivisionError):
+            return None
 
     def logged_steps(self) -> list[dict[str, Any]]:
         """Return the rows of the log with the training loss."""
@@ -119,105 +132,40 @@ def load_results(runs: Sequence[RunDir]) -> list[Result]:
     """Load the runs, scoring those that have not been scored since they were decoded.
 
     Raises:
-        UserError: if a folder is not a run, or a run has not been decoded.
+        UserError: if a folder is not a run, a run has not been decoded, or one that has no scores cannot be written to.
     """
-    return [load_result(run) for run in runs]
+    names = unique_names([run.root for run in runs])
+    return [_load_result(run, name) for run, name in zip(runs, names, strict=True)]
 
 
-def load_result(run: RunDir) -> Result:
-    """Load one run as `load_results` does."""
+def unique_names(folders: Sequence[Path]) -> list[str]:
+    """Name each folder by as many of its last parts as tell it from the others."""
+    paths = [folder.resolve() for folder in folders]
+
+    def name(path: Path, length: int) -> str:
+        return str(Path(*path.parts[-length:]))
+
+    names = []
+    for path in paths:
+        others = [other for other in paths if other != path]
+        lengths = range(1, len(path.parts))
+        length = next((n for n in lengths if name(path, n) not in [name(other, n) for other in others]), 0)
+        names.append(name(path, length))
+    return names
+
+
+def _load_result(run: RunDir, name: str) -> Result:
     config = read_config(run)
-    decoding = read_json(run.decode_signature, f"{run.root} has not been decoded (lora-dist decode {run.root})")
-    if not run.outputs_text.is_file():
-        raise UserError(f"{run.outputs_text} is missing: lora-dist decode {run.root}")
-    scores = read_json(run.scores, "no scores") if run.scores.is_file() else {}
-    up_to_date = scores.get("signature", {}).get("outputs") == hashlib.sha256(run.outputs_text.read_bytes()).hexdigest()
-    if not (up_to_date and run.sentence_scores.is_file() and all(metric in scores for metric in METRICS)):
-        logger.info("scoring %s", run.root)
-        scores = score_run(run, mteval_variant(scores) if "signature" in scores else "perl")
+    decoding = read_decoding(run)
+    instances, hashes = read_decoded(run)
+    scores, sentences = read_scores(run), read_sentence_scores(run, instances)
+    if scores is None or sentences is None or scores["signature"].get("outputs") != hashes["outputs"]:
+        for folder in (run.root, run.outputs.parent):
+            require_writable(folder, f"{run.root} has to be scored, but")
+        log.info("scoring %s", run.root)
+        scores = score_run(run, "perl" if scores is None else mteval_variant(scores))
+        sentences = read_sentence_scores(run, instances)
+        assert sentences is not None
     training = from_json(Settings, config["settings"])
     settings = replace(training, decode=from_json(DecodeSettings, decoding["decode"]))
-    log = read_jsonl(run.metrics) if run.metrics.is_file() else []  # an imported adapter has no log
-    return Result(run, settings, config, scores, decoding, log)
-
-
-def read_sentence_scores(run: RunDir) -> list[dict[str, float]]:
-    """Read the scores of each output, keyed by the column names of the official script."""
-    with run.sentence_scores.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, dialect="excel-tab"))
-    return [{name: float(row[name]) for name in row if name not in ("src", "sys_out")} for row in rows]
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """Runs that differ only in the seed."""
-
-    label: str
-    """Base model, preset, and the settings that differ between the configurations of the report."""
-    results: tuple[Result, ...]
-
-    @property
-    def first(self) -> Result:
-        """A representative run, for what all of them have in common."""
-        return self.results[0]
-
-    def mean(self) -> tuple[float, ...]:
-        """Compute the mean of each score over the seeds, in the order of METRICS."""
-        return tuple(statistics.mean(values) for values in zip(*(r.values for r in self.results), strict=True))
-
-    def std(self) -> tuple[float, ...] | None:
-        """Compute the sample standard deviation (n - 1) of each score over the seeds; None for a single run."""
-        if len(self.results) == 1:
-            return None
-        return tuple(statistics.stdev(values) for values in zip(*(r.values for r in self.results), strict=True))
-
-
-def one_per_adapter(results: Sequence[Result]) -> list[Result]:
-    """Keep the first run of each adapter; the others differ from it only in how they were decoded."""
-    first: dict[str, Result] = {}
-    for result in results:
-        first.setdefault(result.decoding["adapter"], result)
-    return list(first.values())
-
-
-def configurations(results: Sequence[Result]) -> list[Configuration]:
-    """Group the runs that differ only in the seed."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(_configuration_key(result), []).append(result)
-    options = [_score_options(group[0]) for group in groups.values()]
-    differing = {name for one in options for name in one if any(one[name] != other[name] for other in options)}
-    labels = []
-    for group, group_options in zip(groups.values(), options, strict=True):
-        details = [_option_label(name, group_options[name]) for name in sorted(differing)]
-        labels.append(", ".join([group[0].base, preset_name(group[0].settings), *details]))
-    return [
-        # Configurations may differ in data, base model or scorer and have the same label: add the folder's name.
-        Configuration(label if labels.count(label) == 1 else f"{label} ({group[0].name})", tuple(group))
-        for label, group in zip(labels, groups.values(), strict=True)
-    ]
-
-
-def preset_name(settings: Settings) -> str:
-    """Return the name of the nearest preset and the LoRA settings that differ from it."""
-    changed = {name: value for name, value in changed_options(settings).items() if name.startswith("--lora.")}
-    return ", ".join([nearest_preset(settings), *(_option_label(name, value) for name, value in changed.items())])
-
-
-def _option_label(option: str, value: Any) -> str:
-    """Format `--train.refs-per-mr` with value 8 as `refs-per-mr 8`."""
-    return f"{option.split('.')[1]} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-
-
-def _score_options(result: Result) -> dict[str, Any]:
-    """Return the options that affect the scores, except base model, adapter and seed."""
-    options = as_options(result.settings, "model", "data", "train", "decode")
-    excluded = WITHOUT_EFFECT | {"--train.seed", "--decode.batch-tokens", "--decode.num-return"}
-    return {name: value for name, value in options.items() if name not in excluded}
-
-
-def _configuration_key(result: Result) -> str:
-    """Return a key that is equal for runs that differ only in the seed."""
-    scorer = {name: result.scores["signature"][name] for name in METRICS}
-    data = {**result.config["data"], "test": result.decoding["test_data"], "base": result.decoding["base"]}
-    return json.dumps([_score_options(result), to_json(result.settings.lora), data, scorer], sort_keys=True)
+    return Result(run, name, settings, config, scores, decoding, instances, sentences, read_log(run.metrics))

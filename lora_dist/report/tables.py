@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_dist.config import BASELINE, PRESETS, LoraSettings, Settings
-from lora_dist.files import read_json
 from lora_dist.metrics.suite import METRICS
+from lora_dist.report.configurations import Configuration
 from lora_dist.report.published import PAPER, REPRODUCTIONS
-from lora_dist.report.results import Configuration, Result
+from lora_dist.report.results import Result
 
 UNKNOWN = "unknown"
 """Cell for the training of an imported adapter."""
@@ -95,6 +95,7 @@ def score_table(configurations: Sequence[Configuration]) -> Table:
         scores = [_mean_and_std(*pair) for pair in zip(c.mean(), c.std() or [None] * len(METRICS), strict=True)]
         rows.append((label, f"{c.first.trainable:,}", str(len(c.results)), *scores, _slot_error_cell(c.results)))
     notes = ["± is the standard deviation over the seeds"] if any(len(c.results) > 1 for c in configurations) else []
+    notes += [f"{r.name} is not counted: seed {r.seed} has another run" for c in configurations for r in c.repeated]
     head = ("Model", "Trainable params", "Seeds", *METRICS, "Slot errors")
     num_published = len(PAPER) + len(REPRODUCTIONS)
     return Table("Table 3: scores on the test set", head, tuple(rows), (*notes, *footnotes.notes()), num_published)
@@ -129,7 +130,7 @@ def cost_table(configurations: Sequence[Configuration]) -> Table:
         memory = max((gib for row in steps for gib in row.get("peak_memory_gib", [])), default=None)
         seconds = [s for r in c.results if (s := r.training_seconds) is not None]
         examples = [steps[-1]["step"] * c.first.settings.train.global_batch_size / s for s in seconds]
-        timings = [read_json(r.run.decode_timing, "no timing") for r in c.results if r.run.decode_timing.is_file()]
+        timings = [t for r in c.results if (t := r.seconds_per_mr) is not None]
         rows.append(
             (
                 c.label,
@@ -137,7 +138,7 @@ def cost_table(configurations: Sequence[Configuration]) -> Table:
                 _mean([s / 60 for s in seconds], "{:.1f}"),
                 _mean(examples, "{:.1f}"),
                 "-" if memory is None else f"{memory:.2f}",
-                _mean([t["seconds"] / t["sentences"] for t in timings], "{:.3f}"),
+                _mean(timings, "{:.3f}"),
             )
         )
     head = ("Model", "Trained on", "Training, minutes", "Examples per second", "Peak GiB per rank", "Seconds per MR")
@@ -224,7 +225,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _seed(result: Result) -> str:
-    return str(result.settings.train.seed) if result.trained_here else UNKNOWN
+    return UNKNOWN if result.seed is None else str(result.seed)
 
 
 def _four_decimals(value: float) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from lora_dist.errors import UserError
 from lora_dist.files import write_text
+from lora_dist.report.configurations import configurations, one_per_adapter
 from lora_dist.report.page import provenance, render_page
 from lora_dist.report.plots import Plot, make_plots
-from lora_dist.report.results import Result, configurations, load_results, one_per_adapter
+from lora_dist.report.results import Result, load_results
 from lora_dist.report.tables import (
     Table,
     adapter_table,
@@ -30,11 +31,11 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
     Runs that have not been scored since they were decoded are scored first.
 
     Raises:
-        UserError: if a folder is not a run, a run has not been decoded, or `target` is neither a run nor holds a
-            report or runs.
+        UserError: if a folder is not a run, a run has not been decoded, or `target` cannot be written to, or is neither
+            a run nor holds a report or runs.
     """
     check_report_folder(target)
-    results = load_results(runs)
+    results = load_results(list({run.root.resolve(): run for run in runs}.values()))
     groups = configurations(one_per_adapter(results))
     scores, decodings = score_table(groups), decoding_table(results)
     tables = [
@@ -46,11 +47,11 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
         *([decodings] if decodings is not None else []),
         run_table(results),
     ]
-    plots = make_plots(groups)
+    plots, notes = make_plots(groups)
     for plot in plots:
         write_text(target.plots / f"{plot.name}.svg", plot.svg)
-    write_text(target.report_markdown, _markdown(tables, plots, results))
-    write_text(target.report_html, render_page(TITLE, tables, plots, results))
+    write_text(target.report_markdown, _markdown(tables, plots, notes, results))
+    write_text(target.report_html, render_page(TITLE, tables, plots, notes, results))
     return f"{markdown(scores)}\nreport in {target.report_markdown} and {target.report_html}"
 
 
@@ -65,7 +66,8 @@ def check_report_folder(target: RunDir, *, begun: bool = False) -> None:
         UserError: if it is neither empty, nor a run, nor holds an earlier report or runs.
     """
     require_folder(target)
-    require_writable(target.root)
+    for folder in (target.root, target.plots):
+        require_writable(folder)
     if not has_content(target.root) or is_run(target.root):
         return
     if target.report_markdown.is_file():
@@ -79,9 +81,10 @@ def check_report_folder(target: RunDir, *, begun: bool = False) -> None:
         )
 
 
-def _markdown(tables: Sequence[Table], plots: Sequence[Plot], results: Sequence[Result]) -> str:
+def _markdown(tables: Sequence[Table], plots: Sequence[Plot], notes: Sequence[str], results: Sequence[Result]) -> str:
     parts = [f"# {TITLE}\n", *map(markdown, tables)]
     parts += [f"## {plot.title}\n\n![{plot.title}](plots/{plot.name}.svg)\n" for plot in plots]
+    parts += [f"{note}\n" for note in notes]
     parts.append("## How it was made\n")
     for result in results:
         command, versions = provenance(result)

@@ -15,6 +15,7 @@ from lora_dist.distributed.device import peak_memory
 from lora_dist.distributed.world import World
 from lora_dist.files import write_jsonl
 from lora_dist.run_dir import RunDir
+from lora_dist.training.log_rows import read_log
 from lora_dist.training.step import StepResult
 
 
@@ -59,9 +60,8 @@ class MetricsLog:
         self._bar.close()
 
     def _drop_rows_after_done(self) -> set[int]:
-        """Rewrite metrics.jsonl without later steps, and return the steps whose dev losses remain in it."""
-        old = self._run.metrics.read_text(encoding="utf-8").splitlines() if self._run.metrics.exists() else []
-        rows = [row for row in (json.loads(line) for line in old if line.endswith("}")) if row["step"] <= self._done]
+        """Rewrite metrics.jsonl without later steps and damaged lines; return the steps whose dev losses remain."""
+        rows = [row for row in read_log(self._run.metrics) if row["step"] <= self._done]
         write_jsonl(self._run.metrics, rows)
         return {row["step"] for row in rows if "dev_loss" in row}
 

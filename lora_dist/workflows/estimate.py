@@ -10,8 +10,9 @@ from pathlib import Path
 from lora_dist.config import DataSettings, Settings
 from lora_dist.config_io import changed_options, nearest_preset, to_arguments
 from lora_dist.data.e2e import FILES, SPLITS, group_by_mr, load_split, write_csv
-from lora_dist.files import read_json, read_jsonl
+from lora_dist.files import read_json
 from lora_dist.run_dir import RunDir
+from lora_dist.training.log_rows import read_log
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def _write_sample(data: DataSettings, folder: Path) -> dict[str, int]:
 
 
 def _speed(run: RunDir, settings: Settings, seconds: float, sizes: dict[str, int]) -> Speed:
-    rows = [row for row in read_jsonl(run.metrics) if "loss" in row and row["step"] > LOG_STEPS]
+    rows = [row for row in read_log(run.metrics) if "loss" in row and row["step"] > LOG_STEPS]
     rates = [row["examples_per_second"] for row in rows]
     timing = read_json(run.decode_timing, "no timing")
     rate, per_sentence = sum(rates) / len(rates), timing["seconds"] / timing["sentences"]

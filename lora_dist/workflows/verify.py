@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from lora_dist.data.e2e import FILES, SPLITS, group_by_mr, load_split, write_csv
 from lora_dist.data.synthetic import plain_texts, write_corpus
 from lora_dist.distributed.device import devices_for, has_bf16
 from lora_dist.distributed.launcher import STRATEGIES, refuse_launcher
+from lora_dist.distributed.packages import is_installed
 from lora_dist.errors import UserError
 from lora_dist.model.tiny import pretrain
 from lora_dist.run_dir import RunDir
@@ -87,7 +87,7 @@ def cases_here(processes: Sequence[int], accumulation: Sequence[int]) -> Iterato
         UserError: if the global batch does not divide in one of them.
     """
     yield from (Case(None, 1, steps) for steps in accumulation if steps > 1)
-    with_deepspeed = find_spec("deepspeed") is not None
+    with_deepspeed = is_installed("deepspeed")
     strategies = [strategy for strategy in STRATEGIES.values() if with_deepspeed or not strategy.zero_stage]
     for strategy, world_size, steps in product(strategies, processes, accumulation):
         TrainSettings(global_batch_size=GLOBAL_BATCH, accumulation_steps=steps).micro_batch_size(world_size)

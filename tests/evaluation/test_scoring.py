@@ -2,37 +2,19 @@
 
 import csv
 import json
-import math
 from pathlib import Path
 
-import numpy as np
 import pytest
+from score_command import Capture, error_message, write
 
 from lora_dist.cli.main import main
 from lora_dist.errors import UserError
-from lora_dist.evaluation.scoring import score_run, sentence_tsv
+from lora_dist.evaluation.scoring import score_files, score_run
 from lora_dist.files import write_json, write_jsonl, write_text
 from lora_dist.metrics import suite
-from lora_dist.metrics.readers import Instances
 from lora_dist.run_dir import RunDir
 
 pytestmark = pytest.mark.usefixtures("scored_once")
-Capture = pytest.CaptureFixture[str]
-
-
-def write(path: Path, text: str | bytes) -> str:
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return str(path)
-
-
-def error_message(capsys: Capture, *arguments: str) -> str:
-    """Run the score command and return the one sentence on stderr."""
-    assert main(["score", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("lora-dist: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 @pytest.mark.parametrize(
@@ -119,21 +101,8 @@ def test_the_printed_scores_end_with_the_signature(tmp_path: Path, capsys: Captu
     assert [line.split()[0] for line in lines[:5]] == ["BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr"]
     assert lines[0].split()[1] == "1.0000"
     assert "  BLEU: pymteval.py (-p), case-insensitive" in lines
-    assert [line.split(":")[0].strip() for line in lines[-2:]] == ["references", "outputs"]
-
-
-def test_the_tsv_has_one_line_per_instance() -> None:
-    outputs = ["a\u2028b", 'say "hi"\tnow', "", "x\vy\r\nz"]
-    instances = Instances([["r"]] * 4, outputs, ["name[A]", "", "", ""])
-    text = sentence_tsv(instances, {"BLEU": np.array([0.5, 1, math.nan, 0.00004])})
-    assert text.split("\n") == [
-        "src\tsys_out\tBLEU",
-        "name[A]\ta b\t0.5000",
-        '\t"say ""hi""\tnow"\t1.0000',
-        "\t\tnan",
-        "\tx y z\t0.0000",
-        "",
-    ]
+    assert [line.split(":")[0].strip() for line in lines[-3:]] == ["instances", "references", "outputs"]
+    assert lines[-3] == "  instances: 2"
 
 
 def decoded_run(folder: Path, food: str) -> RunDir:
@@ -173,5 +142,10 @@ def test_score_run_writes_the_scores_and_the_slot_error_rate(food: str, rate: fl
     assert scores["slot_error_rate"]["rate"] == rate
     assert scores["BLEU"] == pytest.approx(1)
     assert list(scores)[-1] == "signature"
+    assert scores["signature"]["instances"] == 2
+    with run.sentence_scores.open(encoding="utf-8", newline="") as file:
+        sources = [row["src"] for row in csv.DictReader(file, dialect="excel-tab")]
+    assert sources == [f"name[Cocum], food[{food}]", "name[Zizzi], area[riverside]"]
+    assert score_files(run.references_text, run.sentence_scores)["BLEU"] == scores["BLEU"]
     if rate is None:
         assert "food[Greek]" in scores["slot_error_rate"]["reason"]

@@ -71,6 +71,12 @@ def test_a_crash_reports_exit_code_and_stderr(monkeypatch: pytest.MonkeyPatch, t
         java.run_java([], "")
 
 
+def test_the_virtual_machines_own_words_are_reported_when_it_lacks_memory() -> None:
+    """Java prints them to stdout by default."""
+    with pytest.raises(UserError, match=r"(?s)exit code 1, stderr: .*Could not reserve enough space"):
+        java.run_java(["-version"], "", max_heap="200000g")
+
+
 def test_a_hang_is_killed_after_the_timeout_and_reports_stderr(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path, "echo loading >&2; exec sleep 60")))
     start = time.monotonic()

@@ -1,13 +1,20 @@
-import csv
+"""References and outputs, paired by MR, by index or in order."""
+
+import json
+import logging
 from pathlib import Path
 
 import pytest
 
 from lora_dist.errors import UserError
-from lora_dist.metrics import readers
+from lora_dist.metrics.readers import Instances, read_pair, read_sources
+from lora_dist.metrics.text_files import read_text_file
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 needs_corpus = pytest.mark.skipif(not (SHARED / "e2e").is_dir(), reason="the E2E corpus is not in ../shared/e2e")
+
+TABLE = "mr,ref\na,1\na,2\nb,3\n"
+"""References of two MRs."""
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -16,47 +23,38 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-# Plain text
+def pair(references: Path, outputs: Path, mrs: list[str] | None = None, *, partial: bool = False) -> Instances:
+    return read_pair(read_text_file(references), read_text_file(outputs), mrs, partial=partial)
+
+
+def references_of(folder: Path, name: str, text: str, count: int) -> list[list[str]]:
+    """Read references of `count` instances."""
+    return pair(write(folder, name, text), write(folder, "outputs.txt", "x\n" * count)).references
+
+
+# References
 
 
 def test_empty_lines_separate_the_references_of_instances(tmp_path: Path) -> None:
     text = "one\n two \n\nthree\r\n\t\nfour\nfive\nsix\n"
-    expected = [["one", "two"], ["three"], ["four", "five", "six"]]
-    assert readers.read_references(write(tmp_path, "refs.txt", text)) == expected
-    assert readers.read_references(write(tmp_path, "more.txt", text + "\n")) == expected
-    assert readers.read_references(write(tmp_path, "less.txt", text.rstrip())) == expected
+    for variant in (text, text + "\n", text.rstrip()):
+        found = references_of(tmp_path, "refs.txt", variant, 3)
+        assert found == [["one", "two"], ["three"], ["four", "five", "six"]]
 
 
 @pytest.mark.parametrize("text", ["one\ntwo\nthree\n", "one\ntwo\nthree", "one\ntwo\nthree\n\n"])
 def test_without_empty_lines_each_line_is_an_instance(tmp_path: Path, text: str) -> None:
-    assert readers.read_references(write(tmp_path, "refs.txt", text)) == [["one"], ["two"], ["three"]]
+    assert references_of(tmp_path, "refs.txt", text, 3) == [["one"], ["two"], ["three"]]
 
 
-def test_outputs_are_one_per_line_and_may_be_empty(tmp_path: Path) -> None:
-    path = write(tmp_path, "out.txt", "one\n\n  \nfour\r\n\n")
-    assert readers.read_outputs(path) == ["one", "", "", "four", ""]
-
-
-@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\v", "\f", "\x1c", "\x1d", "\x1e", "\r"])
-def test_only_a_line_feed_ends_a_line(tmp_path: Path, mark: str) -> None:
-    assert readers.read_outputs(write(tmp_path, "out.txt", f"a{mark}b\nc\n")) == [f"a{mark}b", "c"]
-    assert readers.read_references(write(tmp_path, "r.txt", f"a{mark}b\n\nc\n")) == [[f"a{mark}b"], ["c"]]
-    table = write(tmp_path, "out.csv", f'mr,out\nx,"a{mark}b"\ny,c\n')
-    assert readers.read_outputs(table) == [f"a{mark}b", "c"]
-
-
-def test_special_characters_are_read_unchanged(tmp_path: Path) -> None:
-    texts = ["a ||| b", '"quoted', "<b>&amp;</b>", "x" * 10_000, "tab\there", ".,;", "£ é Â£ 中"]
-    assert readers.read_outputs(write(tmp_path, "out.txt", "\n".join(texts))) == texts
+def test_lines_without_an_empty_one_are_the_references_of_a_single_output(tmp_path: Path) -> None:
+    assert references_of(tmp_path, "refs.txt", "one\ntwo\nthree\n", 1) == [["one", "two", "three"]]
 
 
 @pytest.mark.parametrize(("text", "line"), [("a\n\n\nb\n", 3), ("\na\n", 1), ("a\n\nb\n\n\n", 5), ("\n", 1)])
 def test_instances_without_references_are_refused(tmp_path: Path, text: str, line: int) -> None:
     with pytest.raises(UserError, match=rf"refs\.txt, line {line}: an instance has no reference"):
-        readers.read_references(write(tmp_path, "refs.txt", text))
-
-
-# Tables
+        references_of(tmp_path, "refs.txt", text, 2)
 
 
 @pytest.mark.parametrize(
@@ -67,86 +65,40 @@ def test_instances_without_references_are_refused(tmp_path: Path, text: str, lin
         ("refs.tsv", "Source\tid\tHuman reference\na, b\t1\tOne.\na, b\t2\tTwo, too.\nc\t3\tThree.\n"),
         ("refs.tsv", "a, b\tOne.\n\na, b\tTwo, too.\r\nc\tThree.\n"),
         ("refs.csv", '\ufeffmr,ref\n"a, b",One.\n"a, b","Two, too."\nc,Three.'),
+        ("refs.csv", 'mr,ref\r"a, b",One.\r"a, b","Two, too."\rc,Three.\r'),
+        ("refs.csv", 'mr,ref\n"a, b",One.\nc,Three.\n"a, b","Two, too."\n'),
     ],
 )
-def test_consecutive_rows_of_one_source_are_one_instance(tmp_path: Path, name: str, text: str) -> None:
-    assert readers.read_references(write(tmp_path, name, text)) == [["One.", "Two, too."], ["Three."]]
+def test_rows_of_one_source_are_the_references_of_one_instance(tmp_path: Path, name: str, text: str) -> None:
+    assert references_of(tmp_path, name, text, 2) == [["One.", "Two, too."], ["Three."]]
 
 
-def test_later_rows_of_the_same_source_are_another_instance(tmp_path: Path) -> None:
-    assert readers.read_references(write(tmp_path, "r.csv", "mr,ref\na,1\nb,2\na,3\n")) == [["1"], ["2"], ["3"]]
+def test_references_as_json_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"refs\.jsonl holds JSON"):
+        references_of(tmp_path, "refs.jsonl", '{"index": 0, "text": "x"}\n', 1)
 
 
-@pytest.mark.parametrize("header", ["mr,output", "source,System output", "MRs,sys", "dialogue act,ref"])
-def test_the_column_of_outputs_is_found_by_its_header(tmp_path: Path, header: str) -> None:
-    assert readers.read_outputs(write(tmp_path, "out.csv", f"{header}\na,One\nb,\n")) == ["One", ""]
-
-
-def test_quoted_fields_may_contain_quotes_and_line_breaks(tmp_path: Path) -> None:
-    path = write(tmp_path, "out.csv", 'mr,out\na,"say ""hi"""\nb,"two\nlines"\nc,x\n')
-    assert readers.read_outputs(path) == ['say "hi"', "twolines", "x"]
-
-
-def test_mojibake_is_fixed_in_tables_only(tmp_path: Path) -> None:
-    text = "mr\tout\na\tŁ20 Â£20 £20 cafÃ© cafã© café\n"
-    assert readers.read_outputs(write(tmp_path, "out.tsv", text)) == ["£20 £20 £20 café café café"]
-    assert readers.read_outputs(write(tmp_path, "out.txt", "Ł20 cafÃ©\n")) == ["Ł20 cafÃ©"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("mr,ref\na,b\n\nc,d,e\n", "line 4: 3 columns but the first line has 2"),
-        ("mr,other\na,b\n", "line 1: 1 of 2 columns look like sources and 0 like texts"),
-        ("mr,ref,target\na,b,c\n", "line 1: 1 of 3 columns look like sources and 2 like texts"),
-        ("a,b,c\n", "line 1: 0 of 3 columns"),
-        ("mr,ref\n", "only a header"),
-        ("\n\n", "has no row"),
-        ("mr,ref\na," + "x" * 140_000 + "\n", "line 2: field larger than field limit"),
-    ],
-)
-def test_malformed_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(UserError, match=rf"refs\.csv.*{message}"):
-        readers.read_references(write(tmp_path, "refs.csv", text))
-
-
-def test_the_message_for_a_missing_last_column_says_how_to_write_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r'line 2: 1 columns .* as ""'):
-        readers.read_outputs(write(tmp_path, "out.tsv", "mr\tout\na\t\n"))
+@pytest.mark.shared
+@needs_corpus
+def test_the_e2e_test_set_has_630_instances_and_4693_references(tmp_path: Path) -> None:
+    groups = references_of(tmp_path, "r.csv", (SHARED / "e2e" / "testset_w_refs.csv").read_text(), 630)
+    assert sum(map(len, groups)) == 4693
 
 
 # Sources
 
 
-def test_sources_are_read_from_plain_text_and_tables(tmp_path: Path) -> None:
+def test_sources_are_read_from_plain_text_tables_and_outputs(tmp_path: Path) -> None:
     expected = ["name[A], food[B]", "name[C]", "name[A], food[B]"]
-    (tmp_path / "mrs.txt").write_text("\n".join(expected) + "\n")
-    assert readers.read_sources(tmp_path / "mrs.txt") == expected
-    with (tmp_path / "test.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["MR"], *([mr] for mr in expected)])
-    assert readers.read_sources(tmp_path / "test.csv") == expected
-    with (tmp_path / "refs.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["mr", "ref"], *([mr, text] for mr in expected for text in "xy")])
-    assert readers.read_sources(tmp_path / "refs.csv") == expected
-    (tmp_path / "none.csv").write_text("ref\nx\n")
-    with pytest.raises(UserError, match=r"none\.csv, line 1: 0 of 1 columns look like sources"):
-        readers.read_sources(tmp_path / "none.csv")
-
-
-# Files that cannot be read
-
-
-def test_unreadable_files_are_refused(tmp_path: Path) -> None:
-    for read in (readers.read_references, readers.read_outputs):
-        with pytest.raises(UserError, match=r"nowhere\.txt cannot be read \(No such file"):
-            read(tmp_path / "nowhere.txt")
-        with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
-            read(tmp_path)
-        with pytest.raises(UserError, match=r"none\.txt is empty"):
-            read(write(tmp_path, "none.txt", ""))
-        (tmp_path / "latin.txt").write_bytes("a\nb\ncafé\n".encode("latin-1"))
-        with pytest.raises(UserError, match=r"latin\.txt, line 3: this is not UTF-8"):
-            read(tmp_path / "latin.txt")
+    for name, text in (
+        ("mrs.txt", "\n".join(expected)),
+        ("mrs.csv", "\n".join(["MR", *(f'"{mr}"' for mr in expected)])),
+        ("refs.csv", "\n".join(["mr,ref", *(f'"{mr}",{text}' for mr in expected for text in "xy")])),
+        ("outputs.jsonl", "\n".join(json.dumps({"mr": mr, "text": ""}) for mr in expected)),
+    ):
+        assert read_sources(read_text_file(write(tmp_path, name, text + "\n"))) == expected
+    with pytest.raises(UserError, match=r"outputs\.jsonl has lines without mr"):
+        read_sources(read_text_file(write(tmp_path, "outputs.jsonl", '{"index": 0, "text": "x"}\n')))
 
 
 # Pairs
@@ -154,40 +106,95 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
 
 def test_two_plain_text_files_are_paired_in_order(tmp_path: Path) -> None:
     references, outputs = write(tmp_path, "r.txt", "a\nb\n\nc\n"), write(tmp_path, "o.txt", "x\n\n")
-    assert readers.read_pair(references, outputs) == ([["a", "b"], ["c"]], ["x", ""], ["", ""])
+    assert pair(references, outputs) == Instances([["a", "b"], ["c"]], ["x", ""], ["", ""], [0, 1], 2)
 
 
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
         ("x\n", r"has 1 outputs but .*r\.txt has references for 2: .*unmatched one is line 4 of .*r\.txt"),
-        ("x\ny\nz\n", r"has 3 outputs but .*r\.txt has references for 2: .*unmatched one is line 3 of .*o\.txt"),
+        ("x\ny\nz\nv\n", r"has 4 outputs but .*r\.txt has references for 2: .*unmatched one is line 3 of .*o\.txt"),
     ],
 )
 def test_different_numbers_of_instances_are_refused(tmp_path: Path, outputs: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        readers.read_pair(write(tmp_path, "r.txt", "a\nb\n\nc\n"), write(tmp_path, "o.txt", outputs))
+        pair(write(tmp_path, "r.txt", "a\nb\n\nc\n"), write(tmp_path, "o.txt", outputs))
 
 
 def test_two_tables_are_joined_by_source(tmp_path: Path) -> None:
-    references = write(tmp_path, "r.csv", "mr,ref\na,one\nb,two\na,three\nc,four\n")
+    references = write(tmp_path, "r.csv", "mr,ref\na,one\nb,two\na,three\n")
     outputs = write(tmp_path, "o.tsv", "mr\tout\nb\tB\na\tA\n")
-    assert readers.read_pair(references, outputs) == ([["two"], ["one", "three"]], ["B", "A"], ["b", "a"])
+    expected = Instances([["two"], ["one", "three"]], ["B", "A"], ["b", "a"], [1, 0], 2)
+    assert pair(references, outputs) == expected
+    assert pair(references, outputs, ["a", "b"]) == expected
     with pytest.raises(UserError, match=r"o\.csv, line 3: .*r\.csv has no reference for 'd'"):
-        readers.read_pair(references, write(tmp_path, "o.csv", "mr,out\na,A\nd,D\n"))
+        pair(references, write(tmp_path, "o.csv", "mr,out\na,A\nd,D\n"))
 
 
-def test_a_table_and_plain_text_are_paired_in_order(tmp_path: Path) -> None:
-    references = write(tmp_path, "r.csv", "mr,ref\na,1\na,2\nb,3\n")
-    outputs = write(tmp_path, "o.txt", "A\nB\n")
-    assert readers.read_pair(references, outputs) == ([["1", "2"], ["3"]], ["A", "B"], ["a", "b"])
-    texts = write(tmp_path, "r.txt", "1\n2\n\n3\n")
-    outputs = write(tmp_path, "o.csv", "mr,out\nb,B\na,A\n")
-    assert readers.read_pair(texts, outputs) == ([["1", "2"], ["3"]], ["B", "A"], ["b", "a"])
+def test_outputs_without_sources_are_paired_in_order_and_get_those_of_the_references(tmp_path: Path) -> None:
+    references, outputs = write(tmp_path, "r.csv", TABLE), write(tmp_path, "o.txt", "A\nB\n")
+    assert pair(references, outputs) == Instances([["1", "2"], ["3"]], ["A", "B"], ["a", "b"], [0, 1], 2)
 
 
-@pytest.mark.shared
-@needs_corpus
-def test_the_e2e_test_set_has_630_instances_and_4693_references() -> None:
-    groups = readers.read_references(SHARED / "e2e" / "testset_w_refs.csv")
-    assert (len(groups), sum(map(len, groups))) == (630, 4693)
+def test_references_without_sources_get_those_of_the_outputs_or_of_mrs(tmp_path: Path) -> None:
+    references, table = write(tmp_path, "r.txt", "1\n2\n\n3\n"), write(tmp_path, "o.csv", "mr,out\nb,B\na,A\n")
+    in_order = Instances([["1", "2"], ["3"]], ["B", "A"], ["b", "a"], [0, 1], 2)
+    assert pair(references, table) == in_order
+    assert pair(references, table, ["b", "a"]) == in_order
+    joined = Instances([["3"], ["1", "2"]], ["B", "A"], ["b", "a"], [1, 0], 2)
+    assert pair(references, table, ["a", "b"]) == joined
+    with pytest.raises(UserError, match=r"there are 1 meaning representations for the 2 instances of .*r\.txt"):
+        pair(references, table, ["a"])
+
+
+def test_sources_that_are_not_among_the_mrs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'b' of .*r\.csv is not in --mrs"):
+        pair(write(tmp_path, "r.csv", TABLE), write(tmp_path, "o.txt", "A\nB\n"), ["a", "c"])
+
+
+@pytest.mark.parametrize("references", ["r.csv", "r.txt"])
+def test_outputs_jsonl_is_paired_by_its_own_mr_or_index(references: str, tmp_path: Path) -> None:
+    path = write(tmp_path, references, TABLE if references == "r.csv" else "1\n2\n\n3\n")
+    rows = [{"index": 1, "mr": "b", "text": "B"}, {"index": 0, "mr": "a", "text": "A"}]
+    expected = Instances([["3"], ["1", "2"]], ["B", "A"], ["b", "a"], [1, 0], 2)
+    for fields in (["index", "mr"], ["index"], ["mr"]):
+        text = "\n".join(json.dumps({name: row[name] for name in (*fields, "text")}) for row in rows)
+        mrs = ["a", "b"] if references == "r.txt" and fields == ["mr"] else None
+        found = pair(path, write(tmp_path, "o.jsonl", text + "\n"), mrs)
+        sources = ["", ""] if references == "r.txt" and fields == ["index"] else expected.sources
+        assert found == expected._replace(sources=sources)
+    with pytest.raises(UserError, match=r"has index 2 but .* has references for 2 instances"):
+        pair(path, write(tmp_path, "o.jsonl", '{"index": 2, "text": "x"}\n'))
+
+
+# Instances
+
+
+def test_outputs_for_a_part_of_the_mrs_are_refused_with_the_count_unless_partial(tmp_path: Path) -> None:
+    references = write(tmp_path, "r.csv", TABLE)
+    for name, text in (("o.tsv", "mr\tout\nb\tB\n"), ("o.jsonl", '{"index": 1, "text": "B"}\n')):
+        outputs = write(tmp_path, name, text)
+        with pytest.raises(UserError, match=r"no output for 1 of the 2 instances of .*r\.csv, such as a: .*--partial"):
+            pair(references, outputs)
+        assert pair(references, outputs, partial=True) == Instances([["3"]], ["B"], ["b"], [1], 2)
+
+
+def test_equal_outputs_for_one_mr_are_merged_with_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One row per reference, with sources or in the order of the references."""
+    outputs = [
+        write(tmp_path, "o.tsv", "mr\tout\na\tA\na\tA\nb\tB\n"),
+        write(tmp_path, "o.txt", "A\nA\nB\n"),
+        write(tmp_path, "o.jsonl", "\n".join(json.dumps({"mr": mr, "text": mr.upper()}) for mr in "aab")),
+    ]
+    for path in outputs:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            found = pair(write(tmp_path, "r.csv", TABLE), path)
+        assert found == Instances([["1", "2"], ["3"]], ["A", "B"], ["a", "b"], [0, 1], 2)
+        assert f"{path}: 3 outputs for 2 instances; equal ones are merged" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "text"), [("o.tsv", "mr\tout\na\tA\nb\tB\na\tC\n"), ("o.txt", "A\nC\nB\n")])
+def test_different_outputs_for_one_mr_are_refused(name: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lines \d and \d: different outputs for one instance"):
+        pair(write(tmp_path, "r.csv", TABLE), write(tmp_path, name, text))

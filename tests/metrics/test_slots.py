@@ -12,6 +12,7 @@ from lora_dist.errors import UserError
 from lora_dist.metrics.readers import read_sources
 from lora_dist.metrics.slots.errors import ATTRIBUTES, SlotError, count_slot_errors, find_slot_errors
 from lora_dist.metrics.slots.rules import LEVELS
+from lora_dist.metrics.text_files import read_text_file
 
 pytestmark = pytest.mark.usefixtures("scored_once")
 
@@ -170,7 +171,7 @@ def test_a_replaced_value_of_an_mr_is_found_to_be_contradicted(dev: list[tuple[d
 
 @pytest.mark.shared
 def test_template_outputs_miss_only_the_price_high(shared: Path) -> None:
-    mrs = [dict(parse_mr(mr)) for mr in read_sources(shared / "e2e" / "testset_w_refs.csv")]
+    mrs = [dict(parse_mr(mr)) for mr in read_sources(read_text_file(shared / "e2e" / "testset_w_refs.csv"))]
     outputs = (shared / "golden" / "test-template.sys.txt").read_text().removesuffix("\n").split("\n")
     for mr, output in zip(mrs, outputs, strict=True):
         # "a high family friendly pub" mentions no price.
@@ -193,4 +194,4 @@ def test_the_score_command_reports_the_slot_error_rate(tmp_path: Path, capsys: p
     assert sentences.read_text().splitlines()[1].startswith("name[Cocum], food[French]\tCocum has Italian")
     mrs.write_text("name[Cocum]\n")
     assert main(arguments) == 2
-    assert "1 meaning representations for 2 outputs" in capsys.readouterr().err
+    assert "1 meaning representations for the 2 instances" in capsys.readouterr().err

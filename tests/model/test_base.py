@@ -13,7 +13,7 @@ from lora_dist.data.e2e import Example, load_split
 from lora_dist.data.tokens import REFERENCE_TOKEN, encode_prompts, tokenize
 from lora_dist.errors import UserError
 from lora_dist.model import lora
-from lora_dist.model.base import base_fingerprint, identify, load_base, load_tokenizer, set_reference_row
+from lora_dist.model.base import base_fingerprint, identify, load_base, load_config, load_tokenizer, set_reference_row
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[GPT2LMHeadModel, Any]:
@@ -26,6 +26,19 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[GPT2LMHeadMo
 def copy(tmp_path: Path, tiny_gpt2: Path) -> Path:
     """A copy of the tiny GPT-2's folder, to be damaged."""
     return Path(shutil.copytree(tiny_gpt2, tmp_path / "gpt2"))
+
+
+# Folders and hub ids
+
+
+def test_a_local_folder_that_hides_a_hub_id_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gpt2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for load_it in (load_tokenizer, load_config):
+        with pytest.raises(UserError, match=rf"--model.name gpt2, the folder {tmp_path}/gpt2, cannot be loaded"):
+            load_it(ModelSettings(name="gpt2"))
+        with pytest.raises(UserError, match=rf"--model.name {tmp_path}/gpt2 cannot be loaded"):
+            load_it(ModelSettings(name=str(tmp_path / "gpt2")))
 
 
 # The reference token

@@ -18,7 +18,7 @@ from lora_dist.run_dir import RunDir
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the plots, which take longest and have their own tests."""
-    monkeypatch.setattr(write, "make_plots", lambda _: [])
+    monkeypatch.setattr(write, "make_plots", lambda _: ([], []))
 
 
 def all_scopes(settings: Settings) -> Settings:
