@@ -15,7 +15,7 @@ from torch import nn
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import Precision
-from lora_dist.data.collate import BatchShape
+from lora_dist.data.shapes import BatchShape
 from lora_dist.distributed.launcher import Strategy
 from lora_dist.model.lora import LoraConv1D
 from lora_dist.training.loss import MAX_LOGITS

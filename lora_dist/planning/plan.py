@@ -96,7 +96,7 @@ def make_plan(
         processes,
         tokenizer,
         config.n_positions,
-        kernels_for(torch.device(kind)).SHAPE_STEP,
+        kernels_for(torch.device(kind)),
         lambda shape: saved_bytes(model, shape, precision, kind) + logits_bytes(shape, rows, precision, kind),
     )
     check_room(config.n_positions, corpus.longest_prompt, settings.decode)

@@ -3,11 +3,13 @@
 import logging
 from typing import Any
 
+import numpy as np
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import Precision, Settings
 from lora_dist.config_io import WITHOUT_EFFECT, as_options, read_config, versions, write_config
-from lora_dist.data.collate import no_examples
+from lora_dist.data.collate import collate
+from lora_dist.data.contents import training_shapes
 from lora_dist.data.token_cache import load_corpus
 from lora_dist.distributed.collectives import barrier, first_on_node, on_main, received_signal
 from lora_dist.distributed.consistency import require_agreement, require_shared
@@ -68,8 +70,10 @@ class Trainer:
         saved = self.checkpoints.newest()
         self.done = 0 if saved is None else saved.steps
         self._announce(lora.trainable_count(gpt2))
+        kernels = kernels_for(world.device)
+        self.shapes = training_shapes(self.data.train, cfg, world.size, kernels.SHAPE_STEP, kernels.STATIC_SHAPES)
         self.strategy = self._wrap(gpt2, saved)
-        self.step = OptimizerStep(self.strategy, self.data.train, cfg, self.pad_id, world)
+        self.step = OptimizerStep(self.strategy, self.data.train, cfg, self.shapes, self.pad_id, world)
         self.log = MetricsLog(run, world, identity, self.done, self.total_steps)
 
     def run(self) -> None:
@@ -140,24 +144,25 @@ class Trainer:
         cfg, world = self.settings.train, self.world
         if saved is not None:
             lora.load(gpt2, saved.adapter)
-        parameters = lora.parameters(gpt2)
+        partitioned = world.zero_stage == 3
         module = ReferenceLoss(
-            gpt2,
+            gpt2 if partitioned else gpt2.to(world.device),
             kernels_for(world.device),
             cfg.label_smoothing,
             gradient_checkpointing=cfg.gradient_checkpointing,
-            partitioned=world.zero_stage == 3,
+            partitioned=partitioned,
         )
         strategy = TrainingStrategy(
             world,
             module,
-            parameters,
+            module.adapter,
             weight_decay=cfg.weight_decay,
             micro_batch_size=cfg.micro_batch_size(world.size),
             max_grad_norm=cfg.max_grad_norm,
         )
         if saved is not None:
-            strategy.load_moments(saved.moments, saved.steps, no_examples(self.pad_id).to(world.device))
+            nothing = collate(self.data.train, np.empty(0, np.int64), self.pad_id, self.shapes)
+            strategy.load_moments(saved.moments, saved.steps, nothing)
         return strategy
 
     def _identity(self) -> dict[str, Any]:

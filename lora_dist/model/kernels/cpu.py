@@ -21,15 +21,24 @@ from lora_dist.model.kernels.common import (
     PlainProjection,
     Projection,
     ban_values,
-    exponentiate_rows,
     padded_vocabulary,
     top_tokens_of_rows,
 )
+from lora_dist.model.lora import LoraConv1D
 
 SHAPE_STEP = 16
 """Tokens and labels of a forward pass, and the padded row length, are rounded up to a multiple of this. oneDNN compiles
 code for each shape of a product, which takes some milliseconds and 0.7 MiB that it never frees: training GPT-2 Small in
 bf16 held 1,416 MiB with 32, 1,522 with 16, 1,671 with 8."""
+
+STATIC_SHAPES = 0
+"""Most shapes of the micro-batches of a training; 0 rounds up each by itself, as only CUDA graphs need few shapes."""
+
+DEV_BATCH_SIZE = 16
+"""Dev examples per forward pass; the result does not depend on it."""
+
+DRAW_MASKS_AT_ONCE = False
+"""Whether the dropout masks of all layers are drawn together; one at a time stays in the cache."""
 
 CHUNK_TOKENS = 2**14
 """Tokens per decoding chunk beyond which decoding gets no faster."""
@@ -150,6 +159,8 @@ def freeze_layers(model: GPT2LMHeadModel, *, differentiable: bool) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Conv1D):
+                if isinstance(parent, LoraConv1D):
+                    parent.adds_in_place = True
                 setattr(parent, name, PackedLinear(child.weight.t(), child.bias, differentiable=differentiable))
     del child  # the last of them
     for block in model.transformer.h:
@@ -193,17 +204,25 @@ def projection(weight: Tensor, *, differentiable: bool) -> Projection:
 
 
 def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace logits (labels, vocabulary) by exp(logit - maximum) in place.
+    """Replace logits (labels, vocabulary) by a multiple of their softmax, in place.
 
     A few rows at a time, as allocating an fp32 buffer for all of them takes longer than computing them.
 
     Returns:
-        The maximum of each row and the sum of its exponentials: both (labels, 1) fp32.
+        The logarithm of the sum of the exponentials of each row's logits, and the sum of the row afterwards: both
+        (labels, 1) fp32.
     """
-    parts = [exponentiate_rows(part) for part in torch.split(logits, max(1, LOSS_LOGITS // logits.shape[1]))]
-    if not parts:
+    if not len(logits):
         return (empty := logits.new_empty(0, 1, dtype=torch.float32)), empty
-    return torch.cat([maximum for maximum, _ in parts]), torch.cat([total for _, total in parts])
+    normalisers, totals = [], []
+    for part in torch.split(logits, max(1, LOSS_LOGITS // logits.shape[1])):
+        powers = part.float()
+        maximum = powers.amax(-1, keepdim=True)
+        total = powers.sub_(maximum).exp_().sum(-1, keepdim=True)
+        part.copy_(powers)
+        normalisers.append(maximum + total.log())
+        totals.append(total)
+    return torch.cat(normalisers), torch.cat(totals)
 
 
 def top_tokens(logits: Tensor, tokens: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,21 @@ class Kernels(Protocol):
         ...
 
     @property
+    def STATIC_SHAPES(self) -> int:
+        """See `cpu.STATIC_SHAPES`."""
+        ...
+
+    @property
+    def DEV_BATCH_SIZE(self) -> int:
+        """See `cpu.DEV_BATCH_SIZE`."""
+        ...
+
+    @property
+    def DRAW_MASKS_AT_ONCE(self) -> bool:
+        """See `cpu.DRAW_MASKS_AT_ONCE`."""
+        ...
+
+    @property
     def CHUNK_TOKENS(self) -> int:
         """See `cpu.CHUNK_TOKENS`."""
         ...
