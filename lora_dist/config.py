@@ -105,6 +105,9 @@ class TrainSettings:
     """Micro-batches (forward and backward passes) per process and optimizer step."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for backward and recompute the layer there: less memory, more time."""
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """Launch forward and backward pass on a GPU as one CUDA graph. auto: with one process, DDP, ZeRO-1 and ZeRO-2.
+    off: launch each kernel from Python, which takes longer and some memory less."""
     learning_rate: float = 2e-4
     """Peak learning rate of AdamW, reached after the warm-up."""
     weight_decay: float = 0.01

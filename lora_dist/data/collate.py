@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_dist.data.sampler import Indices
-from lora_dist.data.shapes import BatchShape, Contents, Shapes
+from lora_dist.data.shapes import BatchShape, Contents, Shapes, StaticShapes
 from lora_dist.data.tokens import TokenizedExamples
 
 IGNORE = -1
@@ -44,7 +44,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`; to a GPU it goes in one copy, which the host does not wait for."""
-        if device.type == "cpu":
+        if device == self.tokens.device:
             return self
         segments = None if self.segments is None else self.segments.to(device)
         return replace(self.unpack(self.pack().to(device, non_blocking=True)), segments=segments)
@@ -110,6 +110,11 @@ def collate(
         labels=_padded(labels, shape.labels - len(labels), IGNORE),
         segments=segments,
     )
+
+
+def padding_batch(examples: TokenizedExamples, pad_id: int, shape: BatchShape) -> Batch:
+    """Return a batch of a given shape that is all padding."""
+    return collate(examples, np.empty(0, np.int64), pad_id, StaticShapes((shape,)))
 
 
 def _complete(index: Indices, size: int, places: int) -> tuple[Indices, Indices]:

@@ -21,7 +21,7 @@ class BatchShape:
     length: int
     """Tokens of a row when all rows are padded to one length."""
     outputs: int
-    """Tokens whose last hidden state is computed."""
+    """Tokens whose last hidden state is computed, at least one."""
     labels: int
     """Label slots; those without a label are ignored."""
 
@@ -29,6 +29,10 @@ class BatchShape:
     def work(self) -> int:
         """Cost of a step, in units of half a token; see `TokenizedExamples.work`."""
         return 2 * self.tokens + self.outputs
+
+
+SMALLEST = BatchShape(tokens=1, rows=1, length=1, outputs=1, labels=0)
+"""Shape of the smallest batch."""
 
 
 class Contents(NamedTuple):
@@ -64,7 +68,7 @@ class RoundedShapes:
         rows, tokens = max(1, contents.rows), self._up(max(1, contents.tokens))
         # The rows together need free places for the padding tokens.
         length = max(self._up(contents.longest), self._up(-(-tokens // rows)))
-        return BatchShape(tokens, rows, length, min(tokens, self._up(contents.labels)), contents.labels)
+        return BatchShape(tokens, rows, length, min(tokens, self._up(max(1, contents.labels))), contents.labels)
 
     def _up(self, value: int) -> int:
         return -(-value // self.multiple) * self.multiple

@@ -24,6 +24,7 @@ from lora_dist.model.kernels.common import (
     padded_vocabulary,
     top_tokens_of_rows,
 )
+from lora_dist.model.kernels.graphs import GraphRecorder
 from lora_dist.model.lora import LoraConv1D
 
 SHAPE_STEP = 16
@@ -59,6 +60,11 @@ def set_up_process() -> None:
     if mallopt is not None:
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes: its largest value
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes
+
+
+def graph_recorder(device: torch.device) -> GraphRecorder | None:
+    """Return what records CUDA graphs on `device`, or None where there are none."""
+    return None
 
 
 def _return_freed_memory() -> None:

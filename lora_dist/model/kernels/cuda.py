@@ -15,6 +15,7 @@ from lora_dist.model.kernels.common import (
     padded_vocabulary,
     top_tokens_of_rows,
 )
+from lora_dist.model.kernels.graphs import CudaGraphs, GraphRecorder
 from lora_dist.model.lora import LoraConv1D
 
 SHAPE_STEP = 16
@@ -38,6 +39,11 @@ CHUNK_TOKENS = 2**16
 
 def set_up_process() -> None:
     """Do nothing: a process on a GPU needs no set-up."""
+
+
+def graph_recorder(device: torch.device) -> GraphRecorder:
+    """See `cpu.graph_recorder`."""
+    return CudaGraphs(device)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float) -> Tensor:

@@ -8,6 +8,7 @@ from transformers import GPT2LMHeadModel
 
 from lora_dist.model.kernels import cpu, cuda
 from lora_dist.model.kernels.common import Projection
+from lora_dist.model.kernels.graphs import GraphRecorder
 
 
 class Kernels(Protocol):
@@ -40,6 +41,10 @@ class Kernels(Protocol):
 
     def set_up_process(self) -> None:
         """See `cpu.set_up_process`."""
+        ...
+
+    def graph_recorder(self, device: torch.device) -> GraphRecorder | None:
+        """See `cpu.graph_recorder`."""
         ...
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
