@@ -17,19 +17,24 @@ from tqdm import tqdm
 from lora_dist.config import TrainSettings
 from lora_dist.data.collate import Batch
 from lora_dist.data.shapes import BatchShape
-from lora_dist.distributed.world import World
 from lora_dist.model.kernels.graphs import GraphRecorder
 from lora_dist.training.loss import ReferenceLoss
 
 log = logging.getLogger(__name__)
 
 
-def why_eager(cfg: TrainSettings, world: World) -> str | None:
-    """Return why the steps of a training on a GPU are not captured; None if they are."""
+def why_eager(cfg: TrainSettings, zero_stage: int, *, offload: bool) -> str | None:
+    """Return why the steps of a training on a GPU are not captured; None if they are.
+
+    Args:
+        cfg: hyperparameters.
+        zero_stage: see `launcher.Strategy`; 0 without DeepSpeed.
+        offload: whether DeepSpeed keeps the optimizer state in the host's memory.
+    """
     reasons = {
         "--train.cuda-graphs is off": cfg.cuda_graphs == "off",
-        "ZeRO-3 gathers the weights from Python": world.zero_stage == 3,
-        "the optimizer state is offloaded": world.offload,
+        "ZeRO-3 gathers the weights from Python": zero_stage == 3,
+        "the optimizer state is offloaded": offload,
         "--train.gradient-checkpointing is on": cfg.gradient_checkpointing,
         "--train.refs-per-mr is above 1": cfg.refs_per_mr > 1,
     }

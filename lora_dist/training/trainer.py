@@ -146,15 +146,16 @@ class Trainer:
 
     def _capture(self) -> None:
         """Capture the forward and backward pass if the device has CUDA graphs and the settings allow it."""
-        recorder = kernels_for(self.world.device).graph_recorder(self.world.device)
+        here = self.world
+        recorder = kernels_for(here.device).graph_recorder(here.device)
         if recorder is None:
             return
-        if (reason := why_eager(self.settings.train, self.world)) is not None:
+        if (reason := why_eager(self.settings.train, here.zero_stage, offload=here.offload)) is not None:
             log.info("steps run eagerly, without CUDA graphs: %s", reason)
             return
         assert isinstance(self.shapes, StaticShapes)
         largest_first = [padding_batch(self.data.train, self.pad_id, s) for s in reversed(self.shapes.shapes)]
-        self.module.capture(largest_first, recorder, show_progress=self.world.is_main)
+        self.module.capture(largest_first, recorder, show_progress=here.is_main)
 
     def _wrap(self, gpt2: GPT2LMHeadModel, saved: Checkpoint | None) -> tuple[CapturedLoss, TrainingStrategy]:
         """Wrap loss and AdamW for the strategy, in their initial state or that of the checkpoint `saved`."""
