@@ -19,9 +19,6 @@ from lora_dist.model.kernels.common import PlainProjection, Projection
 from lora_dist.model.kernels.select import Kernels
 from lora_dist.model.lora import draw_masks
 
-MAX_LOGITS = 2**26
-"""Logits computed at a time (256 MiB in fp32); larger batches are computed in chunks."""
-
 
 class ReferenceLoss(nn.Module):
     """GPT-2 with a head that returns the loss at the positions with a label."""
@@ -166,7 +163,7 @@ class _CrossEntropy(torch.autograd.Function):
         sums = hidden.new_zeros(2, dtype=torch.float32)
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         vocabulary, keep = len(weight), 1 - label_smoothing
-        step = max(1, MAX_LOGITS // vocabulary)
+        step = max(1, kernels.MAX_LOGITS // vocabulary)
         for start in range(0, len(labels), step):
             target = labels[start : start + step, None]
             valid, target = target != IGNORE, target.clamp(min=0)

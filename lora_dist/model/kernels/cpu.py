@@ -44,6 +44,9 @@ DRAW_MASKS_AT_ONCE = False
 CHUNK_TOKENS = 2**14
 """Tokens per decoding chunk beyond which decoding gets no faster."""
 
+MAX_LOGITS = 2**26
+"""Logits of the loss that are computed at a time (256 MiB in fp32); larger batches are computed in chunks."""
+
 LOSS_LOGITS = 2**18
 """Logits of the loss that are exponentiated at a time (1 MiB in fp32)."""
 

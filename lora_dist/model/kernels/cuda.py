@@ -30,6 +30,9 @@ DEV_BATCH_SIZE = 64
 DRAW_MASKS_AT_ONCE = True
 """See `cpu.DRAW_MASKS_AT_ONCE`; two kernels instead of two for each layer."""
 
+MAX_LOGITS = 2**24
+"""See `cpu.MAX_LOGITS`; 160 MiB in bf16 and its two fp32 buffers, enough for 8 of E2E's examples."""
+
 VOCABULARY_STEP = 64
 """Rows of the output projection in training are a multiple of this."""
 

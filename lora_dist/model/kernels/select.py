@@ -35,6 +35,11 @@ class Kernels(Protocol):
         ...
 
     @property
+    def MAX_LOGITS(self) -> int:
+        """See `cpu.MAX_LOGITS`."""
+        ...
+
+    @property
     def CHUNK_TOKENS(self) -> int:
         """See `cpu.CHUNK_TOKENS`."""
         ...
