@@ -16,5 +16,5 @@ tier() {  # pytest's exit code 5 is that nothing was selected
   python -m pytest "$@" || code=$?
   [ "$code" = 0 ] || [ "$code" = 5 ] || exit "$code"
 }
-tier -n auto -m "not launched and not slow" "$@"
-tier -n 2 -m "launched and not slow" "$@"
+tier -n auto --dist loadfile -m "not launched and not slow" "$@"
+tier -n 2 --dist loadfile -m "launched and not slow" "$@"

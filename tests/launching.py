@@ -1,4 +1,8 @@
-"""Start the real commands, with and without a launcher, for the tests that need several processes."""
+"""Start the real commands, with and without a launcher, for the tests that need several processes.
+
+A new process takes five seconds of CPU time for its imports. Where a test is not about the process, `call_here` saves
+them.
+"""
 
 import json
 import os
@@ -12,11 +16,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lora_dist.cli.main import main
 from lora_dist.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "accelerate_configs"
 TIMEOUT = 240  # seconds for one launch
+# fp32 also without a launcher. The default number of threads would differ between one process and several.
+COMMON = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_MIXED_PRECISION": "no"}
+
+
+def call_here(*arguments: object) -> int:
+    """Run a command of the package in this process, with the result of one process of its own; return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in COMMON.items():
+            patch.setenv(name, value)
+        return main([str(argument) for argument in arguments])
 
 
 def lora_dist(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -28,7 +43,11 @@ def lora_dist(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.
 
 def attempt(*arguments: object, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the package, whatever comes of it."""
-    process = begin(*arguments, launcher=launcher, **variables)
+    return finish(begin(*arguments, launcher=launcher, **variables))
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for the end of a started command, and kill it if it does not come."""
     try:
         output, errors = process.communicate(timeout=TIMEOUT)
     except BaseException:
@@ -50,14 +69,12 @@ def command_line(*arguments: object, launcher: tuple[str, ...] = ()) -> list[str
 
 def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
     """Start a command that ends in one of the package."""
-    # fp32 also without a launcher. The default number of threads would differ between one process and several.
-    common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_MIXED_PRECISION": "no"}
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **common, **variables},
+        env={**os.environ, **COMMON, **variables},
     )
 
 

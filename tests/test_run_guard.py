@@ -39,6 +39,26 @@ def half_written(root: Path) -> None:
     (root / ".part.config.json.abc").write_text("{")
 
 
+def locked(root: Path) -> None:
+    """A kill came before the first file was begun."""
+    root.mkdir()
+    (root / ".lock").write_text("{}")
+
+
+def model(root: Path) -> None:
+    """A folder of transformers, whose config.json is a model's."""
+    write_text(root / "config.json", '{"model_type": "gpt2", "n_layer": 12}')
+    write_text(root / "model.safetensors", "weights")
+
+
+def damaged(root: Path) -> None:
+    write_text(root / "config.json", '{"settings": [1, 2]')
+
+
+def linked_to_nothing(root: Path) -> None:
+    root.symlink_to(root.parent.parent / "gone")
+
+
 def file(root: Path) -> None:
     root.write_text("not a folder")
 
@@ -61,8 +81,12 @@ ANOTHER_RUN, NOT_A_RUN, A_FILE, UNWRITABLE = "holds another run", "not the folde
         (absent, None, None, None),
         (empty, None, None, None),
         (run, ANOTHER_RUN, None, None),
-        (half_written, ANOTHER_RUN, None, NOT_A_RUN),
-        (foreign, ANOTHER_RUN, NOT_A_RUN, NOT_A_RUN),
+        (half_written, None, None, None),
+        (locked, None, None, None),
+        (foreign, NOT_A_RUN, NOT_A_RUN, NOT_A_RUN),
+        (model, NOT_A_RUN, NOT_A_RUN, NOT_A_RUN),
+        (damaged, NOT_A_RUN, NOT_A_RUN, NOT_A_RUN),
+        (linked_to_nothing, "is a link to .*/gone, which does not exist", "is a link", "is a link"),
         (file, A_FILE, A_FILE, A_FILE),
         (below_a_file, UNWRITABLE, UNWRITABLE, UNWRITABLE),
     ],

@@ -8,12 +8,20 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lora_dist.cli import commands
-from lora_dist.distributed.launcher import LOG_PREFIX
+from lora_dist.distributed.launcher import LOG_PREFIX, forget_leftovers
 from lora_dist.distributed.logs import set_up_logging
 from lora_dist.errors import INTERRUPTED, USER_ERROR, Interrupted, UserError
 
 OLD_RANK = re.compile(r"--local[-_]rank=\d+")
 """What torch.distributed.launch adds to the arguments, besides setting LOCAL_RANK."""
+
+OUT_OF_MEMORY = (
+    "MemoryError",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+)
+"""In the names and messages of what torch, CUDA, its libraries and Python raise for want of memory."""
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     function.__name__: function
@@ -46,38 +54,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else USER_ERROR
+    forget_leftovers()
     set_up_logging()
     try:
         if arguments[0] not in COMMANDS:
             raise UserError(f"there is no command {arguments[0]}: choose one of {', '.join(COMMANDS)}")
         return COMMANDS[arguments[0]](arguments[1:])
-    except (UserError, FloatingPointError, Interrupted) as error:
+    except KeyboardInterrupt:
+        print(f"{LOG_PREFIX}stopped by Ctrl-C", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        code = _report(error)
+        if code is None:
+            raise
+        return code
+
+
+def _report(error: Exception) -> int | None:
+    """Print an expected failure as one sentence and return its exit code; None is for one that needs a traceback."""
+    if isinstance(error, UserError | FloatingPointError | Interrupted):
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once per machine: its other ranks would print the same
             print(f"{LOG_PREFIX}{error}", file=sys.stderr)
         return USER_ERROR if isinstance(error, UserError) else INTERRUPTED if isinstance(error, Interrupted) else 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         print(
             f"{LOG_PREFIX}the disk is full; nothing that was complete is lost: make room, then give the same command "
             "again, a training with --resume",
             file=sys.stderr,
         )
         return 1
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for it
-            raise
-        print(
-            f"{LOG_PREFIX}the GPU is out of memory; complete checkpoints are kept. Try more "
-            "--train.accumulation-steps, --train.gradient-checkpointing, a smaller --decode.batch-tokens, or "
-            "accelerate_configs/zero3.yaml (lora-dist plan shows what is needed): "
-            f"{str(error).splitlines()[0]}",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print(f"{LOG_PREFIX}stopped by Ctrl-C", file=sys.stderr)
-        return 128 + signal.SIGINT
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        print(f"{LOG_PREFIX}{error.filename}: {error.strerror}: ask its owner for the right", file=sys.stderr)
+        return USER_ERROR
+    if not any(sign in f"{type(error).__name__}: {error}" for sign in OUT_OF_MEMORY):
+        return None
+    print(
+        f"{LOG_PREFIX}out of memory; complete checkpoints are kept. Try more --train.accumulation-steps, "
+        "--train.gradient-checkpointing, a smaller --decode.batch-tokens, or accelerate_configs/zero3.yaml (lora-dist "
+        f"plan shows what is needed): {next(iter(str(error).splitlines()), '')}",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _usage() -> str:

@@ -10,11 +10,11 @@ from typing import Any
 from lora_dist.config import ModelSettings, Settings
 from lora_dist.config_io import read_config, read_settings, to_json, versions
 from lora_dist.errors import UserError
-from lora_dist.files import new_folder, read_json, write_json, write_text
-from lora_dist.model.adapter import load_adapter_state
+from lora_dist.files import new_folder, read_json, write_bytes, write_json, write_text
+from lora_dist.model.adapter import ADAPTER_FILES, load_adapter_state
 from lora_dist.model.adapter_config import ADAPTER_CONFIG, read_adapter_settings
 from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
-from lora_dist.run_guard import has_content, require_folder, require_writable
+from lora_dist.run_guard import has_content, is_run, require_folder, require_writable
 
 
 def is_adapter(source: Path) -> bool:
@@ -51,7 +51,7 @@ def source_settings(source: Path) -> Settings:
 def derived_run(target: RunDir, source: Path, settings: Settings) -> Iterator[None]:
     """Make `target` a run with the adapter of `source`, to be decoded with `settings` in the block.
 
-    If the block refuses the adapter, a target that was empty is empty again.
+    If the block refuses the adapter or the settings, the target is again as it was.
 
     Args:
         target: the new run directory.
@@ -64,29 +64,36 @@ def derived_run(target: RunDir, source: Path, settings: Settings) -> Iterator[No
     adapter = adapter_folder(source)
     require_folder(target)
     require_writable(target.root)
-    is_new = not has_content(target.root)
-    if not is_new and not _is_copy(target, adapter):
+    if has_content(target.root) and not _is_copy(target, adapter):
         raise UserError(f"--out {target.root} is no copy of {source}: name another folder")
     config = _foreign_config(adapter) if is_adapter(source) else read_config(RunDir(source))
+    before = target.config.read_bytes() if target.config.is_file() else None
     try:
         with new_folder(target.adapter) as folder:
-            shutil.copytree(adapter, folder, dirs_exist_ok=True)
+            for name in ADAPTER_FILES:
+                if (adapter / name).is_file():
+                    shutil.copyfile(adapter / name, folder / name)
         if RunDir(source).metrics.is_file():
             write_text(target.metrics, RunDir(source).metrics.read_text(encoding="utf-8"))
         write_json(target.config, {**config, "settings": to_json(settings)})
         yield
     except UserError:
-        if is_new:
+        if before is None:
             shutil.rmtree(target.adapter, ignore_errors=True)
             for file in (target.config, target.metrics):
                 file.unlink(missing_ok=True)
+        else:
+            write_bytes(target.config, before)
         raise
 
 
 def _is_copy(target: RunDir, adapter: Path) -> bool:
-    """Return whether `target` has this adapter and no checkpoints, which a trained run would have."""
+    """Return whether `target` has a copy of this adapter and no checkpoints, which a trained run would have."""
     theirs, own = (folder / ADAPTER_WEIGHTS for folder in (adapter, target.adapter))
-    return not target.checkpoints.exists() and own.is_file() and own.read_bytes() == theirs.read_bytes()
+    if not (own.is_file() and theirs.is_file()) or own.samefile(theirs):
+        return False
+    begun = is_run(target.root) or not target.config.exists()  # a kill may have come before its config.json
+    return begun and not target.checkpoints.exists() and own.read_bytes() == theirs.read_bytes()
 
 
 def _foreign_config(adapter: Path) -> dict[str, Any]:

@@ -5,12 +5,18 @@ with its name.
 """
 
 import torch
-from accelerate.state import AcceleratorState
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, PartialState
 
 
 def cpu_has_bf16() -> bool:
     """Return whether oneDNN multiplies in bf16 on this CPU."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def is_distributed() -> bool:
+    """Return whether this process has an Accelerator (or its state) or a process group already."""
+    return bool(PartialState._shared_state) or dist.is_initialized()
 
 
 def reset_accelerate() -> None:

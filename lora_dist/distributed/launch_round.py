@@ -95,5 +95,8 @@ def _read(store: Store, key: str) -> Any:
 
 def _agent() -> str:
     """Identify the process that started this one: it outlives a restart of this one."""
-    parent = psutil.Process(os.getppid())
-    return f"{socket.gethostname()}:{parent.pid}:{parent.create_time():.2f}"
+    parent, host = os.getppid(), socket.gethostname()
+    try:
+        return f"{host}:{parent}:{psutil.Process(parent).create_time():.2f}"
+    except psutil.Error:  # the first process of a container has no parent, and /proc may hide one of another user
+        return f"{host}:{parent}"

@@ -51,6 +51,34 @@ STRATEGIES = {
 """Every strategy by name: `reproduce --strategy`, `plan` and `verify` derive from it."""
 
 
+MPI_SIZES = (
+    "SLURM_STEP_NUM_TASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "FLUX_JOB_SIZE",
+    "JSM_NAMESPACE_SIZE",
+)
+"""Where srun and the kinds of MPI tell a process how many copies of its command they started."""
+
+
+def forget_leftovers() -> None:
+    """Remove a launcher's variables from the environment of a process that connects to no other.
+
+    A container, or another program in the same shell, may have left them.
+    """
+    for name in ("WORLD_SIZE", *MPI_SIZES):
+        if os.environ.get(name) == "":
+            del os.environ[name]
+    launched = "MASTER_ADDR" in os.environ
+    if not launched:
+        os.environ.pop("TORCHELASTIC_RESTART_COUNT", None)
+    elif os.environ.get("WORLD_SIZE", "1") != "1" or _asks_for_deepspeed():  # DeepSpeed needs LOCAL_RANK in any case
+        return
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+
+
 def launched_processes() -> int:
     """Return how many processes the launcher started; 1 without a launcher.
 
@@ -63,7 +91,7 @@ def launched_processes() -> int:
             f"WORLD_SIZE is {launched} and MASTER_ADDR is missing: unset WORLD_SIZE, or start with accelerate launch"
         )
     # MPI and srun start copies of a command; only torchrun's variables join them.
-    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
+    for name in MPI_SIZES:
         copies = _positive(name)
         if copies > 1 and launched == 1:
             raise UserError(
@@ -71,6 +99,16 @@ def launched_processes() -> int:
                 "one task per node, and in it accelerate launch (see launch/multi_node.slurm)"
             )
     return launched
+
+
+def refuse_launcher(command: str) -> None:
+    """Refuse to run a command that launches processes of its own as one of several processes.
+
+    Raises:
+        UserError: which says so.
+    """
+    if launched_processes() > 1:
+        raise UserError(f"{command} launches its own processes: start it without a launcher")
 
 
 def local_processes() -> int:
@@ -97,12 +135,16 @@ def uses_deepspeed() -> bool:
     Raises:
         UserError: if it does but DeepSpeed is missing, where accelerate would print a traceback.
     """
-    asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    asked = _asks_for_deepspeed()
     if asked and find_spec("deepspeed") is None:
         raise UserError(
             "the accelerate config asks for DeepSpeed, which is missing: pip install deepspeed, or use ddp.yaml"
         )
     return asked
+
+
+def _asks_for_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def launch_command(processes: int, strategy: Strategy = STRATEGIES["ddp"], precision: Precision = "bf16") -> list[str]:

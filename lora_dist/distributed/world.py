@@ -7,7 +7,7 @@ the precision. Communication between the ranks is in `collectives.py`.
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
@@ -118,27 +118,53 @@ def world(
         UserError: if the device, the precision or a package is unavailable, or the processes are not connected.
     """
     _require_tracker(tracker)
-    launched = launched_processes()
     check_environment()
+    launched = launched_processes()
     on_cpu = choose_device(device, launched)
     if on_cpu:
         _use_cpu_cores(launched)
     else:  # in every command, as cuBLAS chooses its kernels by the size of its workspace
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     timeout = timedelta(seconds=hang_timeout + TIMEOUT_MARGIN if hang_timeout else NO_TIMEOUT)
-    if launched > 1:
-        store, launch = _join("gloo" if on_cpu else "nccl", timeout)
-    else:
-        store, launch = None, single_process_round()
+    with ExitStack() as stack:
+        stack.callback(_leave)
+        store, launch = _join(on_cpu, timeout) if launched > 1 else (None, single_process_round())
+        accelerator = _make_accelerator(on_cpu, launched, tracker, folder, timeout)
+        stack.callback(accelerator.end_training)  # closes trackers
+        control_group = dist.new_group(backend="gloo", timeout=timeout) if launched > 1 else None
+        watchdog = stack.enter_context(Watchdog(f"rank {accelerator.process_index} of {launched}", hang_timeout))
+        yield World(accelerator, compute_precision(accelerator.device), watchdog, launch, store, control_group)
+        accelerator.wait_for_everyone()
+
+
+def _leave() -> None:
+    """Destroy the process group before the interpreter exits, and let another world follow in this process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    reset_accelerate()
+
+
+def _make_accelerator(
+    on_cpu: bool, launched: int, tracker: str, folder: Path | None, timeout: timedelta
+) -> Accelerator:
+    """Make the accelerator, which joins the process group if there is one.
+
+    Raises:
+        UserError: if it does not find all processes, or its configuration cannot work.
+    """
     backend = "gloo" if on_cpu and (launched > 1 or uses_deepspeed()) else None  # accelerate would prefer MPI
-    accelerator = Accelerator(
-        cpu=on_cpu and not uses_deepspeed(),
-        mixed_precision="no",  # the weights already have the compute precision; autocast would cast them in each step
-        step_scheduler_with_optimizer=False,
-        log_with=None if tracker == "none" else tracker,
-        project_dir=None if folder is None else str(folder),
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timeout)],
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=on_cpu and not uses_deepspeed(),
+            mixed_precision="no",  # the weights have the compute precision already; autocast would cast in each step
+            step_scheduler_with_optimizer=False,
+            log_with=None if tracker == "none" else tracker,
+            project_dir=None if folder is None else str(folder),
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timeout)],
+        )
+    except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"accelerate refuses its config or environment ({reason}): use ddp.yaml") from error
     if accelerator.num_processes != launched:
         raise UserError(
             f"the launcher started {launched} processes, but each sees {accelerator.num_processes}: they would train "
@@ -148,15 +174,7 @@ def world(
     load_weights_whole()
     # DeepSpeed calls deprecated functions of torch, which warn each time.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    control_group = dist.new_group(backend="gloo", timeout=timeout) if launched > 1 else None
-    name = f"rank {accelerator.process_index} of {launched}"
-    try:
-        with Watchdog(name, hang_timeout) as watchdog:
-            yield World(accelerator, compute_precision(accelerator.device), watchdog, launch, store, control_group)
-            accelerator.wait_for_everyone()
-    finally:
-        accelerator.end_training()  # closes trackers and destroys the process group, before the interpreter exits
-        reset_accelerate()
+    return accelerator
 
 
 def _use_cpu_cores(launched: int) -> None:
@@ -168,16 +186,20 @@ def _use_cpu_cores(launched: int) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes()))
 
 
-def _join(backend: str, timeout: timedelta) -> tuple[Store, LaunchRound]:
+def _join(on_cpu: bool, timeout: timedelta) -> tuple[Store, LaunchRound]:
     """Create the process group before accelerate does, with keys of its own in the launcher's store."""
     if local_processes() < launched_processes():
         # Gloo would listen at the address of this machine's host name, which is often a loopback address.
         interface = interface_towards(os.environ["MASTER_ADDR"])
         if interface is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+    except ValueError as error:
+        raise UserError(f"the launcher's variables are not complete ({error}): start with accelerate launch") from None
     launch = agree_on_round(store, rank, size, timeout)
     store = PrefixStore(launch.name, store)
+    backend = "gloo" if on_cpu else "nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return store, launch
 

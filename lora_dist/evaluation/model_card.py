@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from lora_dist.config import Settings
-from lora_dist.config_io import as_options, command_line, from_json
+from lora_dist.config_io import as_options, command_line, from_json, read_config
 from lora_dist.errors import UserError
 from lora_dist.files import read_json, write_text
 from lora_dist.metrics.suite import METRICS
@@ -21,7 +21,7 @@ def write_card(run: RunDir) -> None:
         UserError: if the run has no scores or no adapter.
     """
     scores = read_json(run.scores, f"{run.root} has no scores yet")
-    config = read_json(run.config, f"{run.root} is not the folder of a run")
+    config = read_config(run)
     if not run.adapter.is_dir():
         raise UserError(f"{run.adapter} is missing: train first")
     write_text(run.adapter / CARD_NAME, render_card(config, scores))

@@ -21,6 +21,7 @@ from lora_dist.metrics.readers import Instances, read_pair
 from lora_dist.metrics.sentences import sentence_scores
 from lora_dist.metrics.slots.errors import count_slot_errors
 from lora_dist.run_dir import RunDir
+from lora_dist.run_guard import exclusive
 
 BOOTSTRAP_SEED = 0
 """Fixed, so that resamples of different systems are paired and intervals are reproducible."""
@@ -128,8 +129,14 @@ def score_run(run: RunDir, variant: Variant = "perl") -> dict[str, Any]:
     NIST is undefined for a resample, as with a handful of very short outputs.
 
     Raises:
-        UserError: if the run has no outputs, or Java is missing or fails. scores.json is unchanged then.
+        UserError: if the run has no outputs, another process is writing to it, or Java is missing or fails. scores.json
+            is unchanged then.
     """
+    with exclusive(run):
+        return _score_run(run, variant)
+
+
+def _score_run(run: RunDir, variant: Variant) -> dict[str, Any]:
     paths = run.references_text, run.outputs_text
     try:
         scores = score_files(*paths, variant, sentence_level=run.sentence_scores, resamples=RUN_RESAMPLES)

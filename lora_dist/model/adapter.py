@@ -18,7 +18,7 @@ from transformers import GPT2LMHeadModel
 from lora_dist.config import LoraSettings, ModelSettings
 from lora_dist.data.tokens import REFERENCE_TOKEN
 from lora_dist.errors import UserError
-from lora_dist.files import new_folder, reason
+from lora_dist.files import new_folder, require_readable
 from lora_dist.model import lora
 from lora_dist.model.adapter_config import ADAPTER_CONFIG, read_adapter_settings
 from lora_dist.model.base import BaseIdentity, base_fingerprint, load_base, load_tokenizer, set_reference_row
@@ -27,6 +27,8 @@ from lora_dist.run_dir import ADAPTER_WEIGHTS
 from lora_dist.run_guard import require_writable
 
 REFERENCE_ROW = "reference_token.safetensors"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, REFERENCE_ROW)
+"""What an adapter consists of; its folder may hold more, such as a model card or a Trainer's optimizer."""
 
 
 def save_adapter(folder: Path, state: Mapping[str, Tensor], settings: LoraSettings, base: BaseIdentity) -> None:
@@ -69,16 +71,18 @@ def load_adapter(folder: Path, model: GPT2LMHeadModel, tokenizer: Any) -> None:
     """
     state = load_adapter_state(folder)
     matrices = {name: tensor for name, tensor in state.items() if ".lora_" in name}
-    lora.inject(model, read_adapter_settings(folder, matrices), seed=0)
+    settings = read_adapter_settings(folder, matrices)
+    lora.inject(model, settings, seed=0, source=f"the adapter in {folder} has target_modules, of which")
     lora.load(model, matrices)
     row = _row_of_resized_embedding(folder, state, model, tokenizer)
     row_file = folder / REFERENCE_ROW
     if row_file.is_file():
+        require_readable(row_file)
         try:
             with safe_open(row_file, framework="pt") as file:
                 trained_on, row = file.metadata()["base_fingerprint"], file.get_tensor(REFERENCE_TOKEN)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{row_file} cannot be read ({reason(row_file, error)}): train again or --resume") from None
+            raise UserError(f"{row_file} cannot be read ({error}): train again or --resume") from None
         if trained_on != base_fingerprint(model, tokenizer):
             raise UserError(f"the adapter in {folder} was trained on another base model: check --model.name")
     if row is not None:
@@ -122,13 +126,16 @@ def load_adapter_state(folder: Path, remedy: str = "train again or --resume") ->
         UserError: if the file is missing or damaged.
     """
     file = folder / ADAPTER_WEIGHTS
+    if not (folder / ADAPTER_CONFIG).exists():
+        raise UserError(f"{folder} holds no adapter: it has no {ADAPTER_CONFIG}")
     if not file.exists() and file.with_name("adapter_model.bin").exists():
         raise UserError(f"{folder} has an adapter_model.bin: save it again with safe_serialization=True")
+    require_readable(file)
     try:
         state: dict[str, Tensor] = load_file(file)
         return state
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read ({reason(file, error)}): {remedy}") from None
+        raise UserError(f"{file} cannot be read ({error}): {remedy}") from None
 
 
 def load_adapted(settings: ModelSettings, adapter: Path) -> tuple[GPT2LMHeadModel, Any]:

@@ -58,21 +58,25 @@ def read_adapter_settings(folder: Path, matrices: Collection[str] = ()) -> LoraS
     Raises:
         UserError: if the file is missing, or the adapter is of a kind that `LoraConv1D` does not compute.
     """
-    config = read_json(folder / ADAPTER_CONFIG, f"{folder} holds no adapter")
+    file = folder / ADAPTER_CONFIG
+    config = read_json(file, f"{folder} holds no adapter")
     if config.get("peft_type") != "LORA":
         raise UserError(f"the adapter in {folder} is of peft_type {config.get('peft_type')}: give a LoRA adapter")
     if not config.keys() >= {"r", "lora_alpha", "target_modules"}:
-        raise UserError(f"{folder / ADAPTER_CONFIG} lacks r, lora_alpha or target_modules: copy the adapter again")
+        raise UserError(f"{file} lacks r, lora_alpha or target_modules: copy the adapter again")
     for name, value in config.items():
         if not _is_harmless(name, value):
             raise UserError(
                 f"the adapter in {folder} has {name} {value!r}, which is not supported: give a plain LoRA adapter"
             )
-    rank = int(config["r"])
-    # Rank-stabilised LoRA scales by alpha / sqrt(r) (Kalajdzievski 2023), which is ours with another alpha.
-    alpha = config["lora_alpha"] * (math.sqrt(rank) if config.get("use_rslora") else 1)
-    dropout = config.get("lora_dropout", 0.0)
-    return LoraSettings(rank=rank, alpha=alpha, dropout=dropout, targets=_targets(config, matrices))
+    try:
+        rank = int(config["r"])
+        # Rank-stabilised LoRA scales by alpha / sqrt(r) (Kalajdzievski 2023), which is ours with another alpha.
+        alpha = config["lora_alpha"] * (math.sqrt(rank) if config.get("use_rslora") else 1)
+        dropout = config.get("lora_dropout", 0.0)
+        return LoraSettings(rank=rank, alpha=alpha, dropout=dropout, targets=_targets(config, matrices))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error}): copy the adapter again") from None
 
 
 def _is_harmless(name: str, value: Any) -> bool:

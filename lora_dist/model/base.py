@@ -2,14 +2,15 @@
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AddedToken, AutoConfig, AutoTokenizer, GPT2LMHeadModel
+from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from lora_dist.config import ModelSettings
@@ -73,7 +74,7 @@ def _require_plain_gpt2(name: str, config: Any) -> None:
         "has code of its own": getattr(config, "auto_map", None) is not None,
         "has pruned heads": bool(getattr(config, "pruned_heads", None)),
         "has an output projection of its own": not config.tie_word_embeddings,
-        "holds a PEFT adapter next to the model": Path(name, "adapter_config.json").is_file(),
+        "holds a PEFT adapter next to the model": find_adapter_config_file(name) is not None,
     }
     if found := [difference for difference, holds in differences.items() if holds]:
         raise UserError(f"--model.name {name} {found[0]}: give a plain GPT-2 (lora-dist merge writes one)")
@@ -95,18 +96,9 @@ def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GP
             model, info = GPT2LMHeadModel.from_pretrained(
                 settings.name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _not_loadable(settings.name, error) from None
-    if info["missing_keys"]:
-        raise UserError(
-            f"--model.name {settings.name} lacks {len(info['missing_keys'])} of GPT-2's weights, such as "
-            f"{sorted(info['missing_keys'])[0]}: download it again"
-        )
-    if info["unexpected_keys"] or info["mismatched_keys"]:
-        other = sorted(map(str, (*info["unexpected_keys"], *info["mismatched_keys"])))[0]
-        raise UserError(
-            f"--model.name {settings.name} has weights that are not GPT-2's, such as {other}: give a plain GPT-2"
-        )
+    _require_gpt2_weights(settings.name, model, info)
     fuse_activation(model.transformer)
     vocabulary = model.transformer.wte.weight.shape[0]
     reference_id = reference_row(settings.name, tokenizer, vocabulary)
@@ -115,6 +107,24 @@ def load_base(settings: ModelSettings, tokenizer: Any, dtype: torch.dtype) -> GP
         model.resize_token_embeddings(reference_id + 1, mean_resizing=False)
         set_reference_row(model, tokenizer, mean)
     return model
+
+
+def _require_gpt2_weights(name: str, model: GPT2LMHeadModel, info: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights of GPT-2 or has others.
+
+    Raises:
+        UserError: which names one of them.
+    """
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"--model.name {name} lacks {len(missing)} of GPT-2's weights, such as {missing[0]}: download it again"
+        )
+    # Older versions of transformers saved the causal mask, a constant.
+    other = [key for key in sorted(info["unexpected_keys"]) if not key.endswith((".attn.bias", ".attn.masked_bias"))]
+    if model.lm_head.weight is not model.transformer.wte.weight:  # both are in the file, and differ
+        other = ["lm_head.weight"]
+    if other:
+        raise UserError(f"--model.name {name} has weights that are not GPT-2's, such as {other[0]}: give a plain GPT-2")
 
 
 def reference_row(name: str, tokenizer: Any, vocabulary: int) -> int:

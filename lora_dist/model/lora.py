@@ -117,11 +117,17 @@ def draw_masks(layers: Sequence[LoraConv1D], rows: Sequence[int], dtype: torch.d
         layer.mask = mask.view(shape)
 
 
-def inject(model: nn.Module, settings: LoraSettings, seed: int) -> None:
+def inject(model: nn.Module, settings: LoraSettings, seed: int, source: str = "--lora.targets") -> None:
     """Freeze `model` and wrap its target layers, in place.
 
     A target names a layer by the end of its path, as in PEFT: `c_proj` is both attention's and the MLP's, `mlp.c_proj`
     only the MLP's. The initial values depend on `seed` only, not on the device or the world size.
+
+    Args:
+        model: a GPT-2.
+        settings: shape and initialisation of the matrices.
+        seed: seed of the initial values.
+        source: where the targets come from, the start of the error message.
 
     Raises:
         UserError: if a target matches no layer.
@@ -132,7 +138,7 @@ def inject(model: nn.Module, settings: LoraSettings, seed: int) -> None:
     for target in settings.targets:
         if not any(_matches(name, target) for name in layers):
             known = sorted({name.rpartition(".")[2] for name in layers})
-            raise UserError(f"--lora.targets {target} matches no layer: this model has {', '.join(known) or 'none'}")
+            raise UserError(f"{source} {target} matches no layer: this model has {', '.join(known) or 'none'}")
     for name, layer in layers.items():
         if any(_matches(name, target) for target in settings.targets):
             parent, _, child = name.rpartition(".")

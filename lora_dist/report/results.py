@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from lora_dist.config import DecodeSettings, Settings
-from lora_dist.config_io import WITHOUT_EFFECT, as_options, changed_options, from_json, nearest_preset, to_json
+from lora_dist.config_io import (
+    WITHOUT_EFFECT,
+    as_options,
+    changed_options,
+    from_json,
+    nearest_preset,
+    read_config,
+    to_json,
+)
 from lora_dist.errors import UserError
 from lora_dist.evaluation.scoring import mteval_variant, score_run
 from lora_dist.files import read_json, read_jsonl
@@ -118,7 +126,7 @@ def load_results(runs: Sequence[RunDir]) -> list[Result]:
 
 def load_result(run: RunDir) -> Result:
     """Load one run as `load_results` does."""
-    config = read_json(run.config, f"{run.root} is not the folder of a run")
+    config = read_config(run)
     decoding = read_json(run.decode_signature, f"{run.root} has not been decoded (lora-dist decode {run.root})")
     if not run.outputs_text.is_file():
         raise UserError(f"{run.outputs_text} is missing: lora-dist decode {run.root}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lora_dist.errors import UserError
 from lora_dist.files import write_text
 from lora_dist.report.page import provenance, render_page
 from lora_dist.report.plots import Plot, make_plots
@@ -18,7 +19,7 @@ from lora_dist.report.tables import (
     score_table,
 )
 from lora_dist.run_dir import RunDir
-from lora_dist.run_guard import require_folder
+from lora_dist.run_guard import has_content, is_run, require_folder, require_writable
 
 TITLE = "LoRA on GPT-2: the E2E NLG Challenge"
 
@@ -29,9 +30,10 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
     Runs that have not been scored since they were decoded are scored first.
 
     Raises:
-        UserError: if a folder is not a run, a run has not been decoded, or `target` is a file.
+        UserError: if a folder is not a run, a run has not been decoded, or `target` is neither a run nor holds a
+            report or runs.
     """
-    require_folder(target)
+    check_report_folder(target)
     results = load_results(runs)
     groups = configurations(one_per_adapter(results))
     scores, decodings = score_table(groups), decoding_table(results)
@@ -50,6 +52,27 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
     write_text(target.report_markdown, _markdown(tables, plots, results))
     write_text(target.report_html, render_page(TITLE, tables, plots, results))
     return f"{markdown(scores)}\nreport in {target.report_markdown} and {target.report_html}"
+
+
+def check_report_folder(target: RunDir) -> None:
+    """Refuse a folder in which a report would be among, or replace, other files than ours.
+
+    Raises:
+        UserError: if it is neither empty, nor a run, nor holds an earlier report or runs.
+    """
+    require_folder(target)
+    require_writable(target.root)
+    if not has_content(target.root) or is_run(target.root):
+        return
+    if target.report_markdown.is_file():
+        ours = target.report_markdown.read_text(encoding="utf-8", errors="replace").startswith(f"# {TITLE}\n")
+    else:
+        ours = not target.report_html.exists() and any(map(is_run, target.root.iterdir()))
+    if not ours:
+        raise UserError(
+            f"--out {target.root} is not the folder of a run, of runs or of a report, so nothing is written there: "
+            "name another folder"
+        )
 
 
 def _markdown(tables: Sequence[Table], plots: Sequence[Plot], results: Sequence[Result]) -> str:

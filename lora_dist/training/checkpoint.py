@@ -4,7 +4,6 @@ The order of the examples and the dropout are functions of (seed, step, rank), s
 training and no random state is saved. Loading needs no unpickling, and no frozen weight is written.
 """
 
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from lora_dist.config_io import as_options, read_config, read_settings
 from lora_dist.distributed.collectives import barrier
 from lora_dist.distributed.world import World
 from lora_dist.errors import UserError
-from lora_dist.files import new_folder, read_json, reason, write_json
+from lora_dist.files import new_folder, read_json, remove, require_readable, write_json
 from lora_dist.model.adapter import load_adapter_state, save_adapter
 from lora_dist.model.base import BaseIdentity
 from lora_dist.run_dir import COMPLETE, RunDir
@@ -26,7 +25,6 @@ from lora_dist.training.strategy import TrainingStrategy
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
-REMEDY = "delete it to resume from an older one"
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Checkpoints:
             with new_folder(self.run.checkpoint(steps), marker=COMPLETE) as folder:
                 save_adapter(folder, adapter, self.lora, self.base)
                 (folder / OPTIMIZER).write_bytes(tensors_to_bytes(moments))
-                # The field names are those of the first format.
+                # The field names are those of the first format; for a day they were steps and identity.
                 write_json(folder / STATE, {"updates": steps, "recipe": self.identity})
             self._delete_old()
         barrier(world)
@@ -75,16 +73,20 @@ class Checkpoints:
             self._require_new()
             return None
         folder = self.run.checkpoint(complete[-1])
-        state = read_json(folder / STATE, f"the checkpoint {folder} is damaged, {REMEDY}")
-        if state["recipe"] != self.identity:
-            difference = _difference(state["recipe"], self.identity)
-            raise UserError(f"{self.run.root} was trained with other settings: {difference}")
+        for file in folder.iterdir():
+            require_readable(file)
+        damage = f"the checkpoint {folder} is damaged, delete it to resume from an older one"
+        state = read_json(folder / STATE, damage)
+        steps, identity = state.get("updates", state.get("steps")), state.get("recipe", state.get("identity"))
+        if steps != complete[-1] or not isinstance(identity, dict):
+            raise UserError(f"{damage}: {folder / STATE} is not that of step {complete[-1]}")
+        if identity != self.identity:
+            raise UserError(f"{self.run.root} was trained with other settings: {_difference(identity, self.identity)}")
         try:
             moments = load_file(folder / OPTIMIZER)
         except (OSError, SafetensorError) as error:
-            why = reason(folder / OPTIMIZER, error)
-            raise UserError(f"the checkpoint {folder} is damaged ({why}): {REMEDY}") from None
-        return Checkpoint(state["updates"], load_adapter_state(folder, REMEDY), moments)
+            raise UserError(f"{damage} ({error})") from None
+        return Checkpoint(steps, load_adapter_state(folder, f"delete {folder} to resume from an older one"), moments)
 
     def _require_new(self) -> None:
         """Refuse to train anew over a run with other settings, or over an adapter."""
@@ -109,8 +111,9 @@ class Checkpoints:
     def _delete_old(self) -> None:
         for steps in self.complete()[: -self.keep]:
             folder = self.run.checkpoint(steps)
-            (folder / COMPLETE).unlink()  # first, so that a half-deleted checkpoint never counts as complete
-            shutil.rmtree(folder)
+            if not folder.is_symlink():
+                (folder / COMPLETE).unlink()  # first, so that a half-deleted checkpoint never counts as complete
+            remove(folder)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -26,14 +26,13 @@ from lora_dist.config_io import (
     to_json,
 )
 from lora_dist.distributed.device import default_processes
-from lora_dist.distributed.launcher import STRATEGIES, Strategy, launch_command, launched_processes
+from lora_dist.distributed.launcher import STRATEGIES, Strategy, launch_command, refuse_launcher
 from lora_dist.distributed.signals import StopRequest, graceful_shutdown
 from lora_dist.errors import Interrupted, UserError
 from lora_dist.files import read_json
 from lora_dist.metrics.java import find_java
-from lora_dist.report.write import write_report
+from lora_dist.report.write import check_report_folder, write_report
 from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
-from lora_dist.run_guard import require_folder
 from lora_dist.workflows.estimate import Speed, duration, kind_of, measure_speed
 from lora_dist.workflows.settings import ReproduceCommand
 
@@ -106,11 +105,11 @@ def reproduce(command: ReproduceCommand) -> int:
         UserError: for settings that cannot work, or that differ from those of existing runs.
         Interrupted: after a signal; the same command resumes.
     """
-    if launched_processes() > 1:
-        raise UserError("reproduce launches each run itself: start it without a launcher, and give --processes")
+    refuse_launcher("reproduce")
     if RunDir(command.out).config.is_file():
-        raise UserError(f"--out {command.out} is the folder of a run: name one that holds runs, or a new one")
-    require_folder(RunDir(command.out))
+        raise UserError(f"--out {command.out} is the folder of a run or model: name one that holds runs, or a new one")
+    if not RunDir(command.out).lock.is_file():  # else an earlier reproduce began it
+        check_report_folder(RunDir(command.out))
     processes = command.processes or default_processes()
     runs = _runs(command)
     launches = [*runs, *(decoding for run in runs for decoding in _decodings(run, command))]
@@ -199,7 +198,7 @@ def _exclusive_lock(root: Path) -> Iterator[int]:
     Launched processes inherit the descriptor and hold the lock too, so that no two of them write to one run.
     """
     root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(root / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    descriptor = os.open(RunDir(root).lock, os.O_CREAT | os.O_RDWR, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

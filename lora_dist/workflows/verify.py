@@ -22,7 +22,7 @@ from lora_dist.config import IMPROVED, DataSettings, ModelSettings, Settings, Tr
 from lora_dist.data.e2e import FILES, SPLITS, group_by_mr, load_split, write_csv
 from lora_dist.data.synthetic import plain_texts, write_corpus
 from lora_dist.distributed.device import devices_for, has_bf16
-from lora_dist.distributed.launcher import STRATEGIES
+from lora_dist.distributed.launcher import STRATEGIES, refuse_launcher
 from lora_dist.errors import UserError
 from lora_dist.model.tiny import pretrain
 from lora_dist.run_dir import RunDir
@@ -56,6 +56,7 @@ def verify(
         UserError: if the global batch does not divide in one of the cases, or model or data cannot be read.
     """
     cases = list(cases_here(processes, accumulation))
+    refuse_launcher("verify")
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
         folder = Path(name)
         settings = write_inputs(folder, model, data)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from made_runs import made_run
 
 from lora_dist.cli.main import COMMANDS, main
 from lora_dist.data.synthetic import write_corpus
@@ -104,15 +105,14 @@ def test_a_bad_test_set_or_a_missing_java_is_refused_before_training(
 def test_a_folder_that_holds_something_is_not_changed(
     tiny_gpt2: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "config.json").write_text("{}")
+    out = made_run(tmp_path / "run").root
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     start = ["train", "baseline", "--model.name", tiny_gpt2, "--data.dir", corpus, "--out", out]
     message = refusal(capsys, *start)
     assert str(out) in message
     assert "--resume" in message
     assert "--overwrite" in message
-    assert (out / "config.json").read_text() == "{}"
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     foreign = tmp_path / "photos"
     foreign.mkdir()
     (foreign / "cat.jpg").write_text("meow")
@@ -144,10 +144,14 @@ def test_a_damaged_or_missing_adapter_is_refused_by_decode(
     assert "train first" in refusal(capsys, "decode", out)
 
 
-def test_help_lists_every_command_and_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"  {name} " in text for name in COMMANDS)
+
+
+@pytest.mark.launched
+def test_help_and_scores_need_no_torch() -> None:
     imports = "import sys, lora_dist.cli.main, lora_dist.evaluation.scoring"
     code = f"{imports}; print('torch' in sys.modules, 'accelerate' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -193,6 +193,7 @@ def test_the_hub_is_read_from_its_parquet_branch(monkeypatch: pytest.MonkeyPatch
     assert calls == [("tuetschek/e2e_nlg", "refs/convert/parquet", hub_split)]
 
 
+@pytest.mark.launched
 def test_without_the_hub_the_alternative_is_named(tmp_path: Path) -> None:
     code = "from lora_dist import config; from lora_dist.data import e2e; e2e.load_split(config.DataSettings(), 'test')"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}  # an empty cache

@@ -126,6 +126,7 @@ def test_articles_agree_with_the_next_word(folder: Path) -> None:
     assert not any(f" a {vowel}" in text.lower() for vowel in "aeiou")
 
 
+@pytest.mark.launched
 def test_the_same_seed_gives_the_same_bytes_in_any_process(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from lora_dist.data.synthetic import write_corpus\n"

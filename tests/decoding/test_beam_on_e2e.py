@@ -41,7 +41,7 @@ def test_every_sentence_of_the_test_set_is_that_of_generate(shared: Path, tmp_pa
         *("train", "improved", "--model.name", base, "--data.dir", corpus, "--data.limit-train", 2000),
         *("--train.epochs", 1, "--train.learning-rate", 2e-3, "--train.warmup-steps", 100, "--out", tmp_path / "run"),
     )
-    (plain, tokenizer, _), (own, *_) = (
+    (plain, tokenizer), (own, _) = (
         load_merged(ModelSettings(name=str(base)), tmp_path / "run" / "adapter") for _ in range(2)
     )
     model = lay_out(own)

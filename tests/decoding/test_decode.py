@@ -1,6 +1,10 @@
+import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +15,11 @@ from lora_dist.cli.main import main
 from lora_dist.config import DecodeSettings
 from lora_dist.config_io import read_settings
 from lora_dist.data.tokens import encode_prompts
-from lora_dist.decoding.decode import batch_tokens, chunks, load_decoder
+from lora_dist.decoding.beam_search import beam_search
+from lora_dist.decoding.decode import chunk_tokens, chunks, load_decoder
 from lora_dist.decoding.kv_cache import lay_out
 from lora_dist.model.kernels import cpu, cuda
+from lora_dist.model.kernels.select import Kernels
 from lora_dist.run_dir import RunDir
 
 MRS = ["name[The Eagle], food[French]", "name[Blue Spice]"]
@@ -32,21 +38,13 @@ def test_chunks_hold_each_prompt_once_longest_first_and_no_more_tokens_than_allo
         assert (len(chunk) + 1) * (lengths[chunk[0]] + 10) > size
 
 
-def test_batch_tokens_are_as_set_or_what_fits_into_a_quarter_of_the_free_memory(
-    gpt2: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kernels", [cpu, cuda], ids=["cpu", "cuda"])
+def test_the_tokens_of_a_chunk_are_as_set_or_a_constant_of_the_kind_of_device(
+    gpt2: GPT2LMHeadModel, kernels: Kernels
 ) -> None:
-    model = lay_out(gpt2)
-    assert batch_tokens(model, DecodeSettings(batch_tokens=77), 2) == 77
-    bytes_per_token = 2 * gpt2.config.n_layer * gpt2.config.n_embd * 4
-    for kernels, free, processes, expected in (
-        (cpu, 2**60, 1, 2**14),
-        (cpu, 4 * 1000 * bytes_per_token, 1, 512),
-        (cpu, 4000 * bytes_per_token, 4, 128),  # the processes share the memory
-        (cuda, 2**60, 1, 2**16),
-        (cuda, 4000 * bytes_per_token, 4, 512),  # each has its own
-    ):
-        monkeypatch.setattr("lora_dist.decoding.decode.free_memory", lambda _, free=free: free)
-        assert batch_tokens(replace(model, kernels=kernels), DecodeSettings(), processes) == expected
+    model = replace(lay_out(gpt2), kernels=kernels)
+    assert chunk_tokens(DecodeSettings(batch_tokens=77), model) == 77
+    assert chunk_tokens(DecodeSettings(), model) == kernels.CHUNK_TOKENS > 10_000
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +52,80 @@ def run(tiny_gpt2: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("decode") / "run"
     assert main([str(part) for part in ("train", *train_arguments(tiny_gpt2, corpus), "--out", out)]) == 0
     return out
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be decoded."""
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def decode(folder: Path, *settings: str) -> dict[str, Any]:
+    """Decode four MRs and return the signature."""
+    few = ("--decode.limit", "4", "--decode.num-beams", "2", "--decode.max-new-tokens", "6", "--device", "cpu")
+    assert main(["decode", str(folder), *few, *settings]) == 0
+    found: dict[str, Any] = json.loads(RunDir(folder).decode_signature.read_text())
+    return found
+
+
+def test_the_signature_has_the_kind_of_device_and_the_resolved_size_of_a_chunk(copy: Path) -> None:
+    signature = decode(copy)
+    assert signature["decode"]["batch_tokens"] is None
+    assert (signature["device"], signature["chunk_tokens"]) == ("cpu", cpu.CHUNK_TOKENS)
+    assert decode(copy, "--decode.batch-tokens", "50")["chunk_tokens"] == 50
+
+
+def test_a_ledger_under_another_size_of_a_chunk_is_not_mixed_in(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if the settings are the same, as in a version of this package with another constant."""
+    decode(copy)
+    run = RunDir(copy)
+    lines = run.ledger(0).read_text().splitlines()
+    run.ledger(0).write_text("".join(f'[{number}, [["not decoded again", 0.0]]]\n' for number in range(len(lines))))
+    decode(copy)
+    assert run.outputs_text.read_text().splitlines() == ["not decoded again"] * 4
+    monkeypatch.setattr(cpu, "CHUNK_TOKENS", cpu.CHUNK_TOKENS // 2)
+    decode(copy)
+    assert "not decoded again" not in run.outputs_text.read_text()
+
+
+def test_less_free_memory_and_more_processes_change_no_chunk(
+    gpt2: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    model = lay_out(gpt2)
+    before = chunk_tokens(DecodeSettings(), model)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1, total=1, free=1))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1, 1))
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert chunk_tokens(DecodeSettings(), model) == before
+
+
+def test_run_decodes_as_decode_does_whatever_the_training_set(
+    tiny_gpt2: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search after a training in the same process has the same settings of torch as in a process of its own."""
+    found: list[tuple[object, ...]] = []
+
+    def searching(*arguments: Any) -> Any:
+        attention = torch.backends.cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
+        found.append((torch.are_deterministic_algorithms_enabled(), attention, torch.backends.cudnn.benchmark))
+        return beam_search(*arguments)
+
+    monkeypatch.setattr("lora_dist.decoding.decode.beam_search", searching)
+    monkeypatch.setattr("lora_dist.evaluation.scoring.score_run", lambda _: {})
+    monkeypatch.setattr("lora_dist.evaluation.scoring.scores_table", lambda _: "")
+    monkeypatch.setattr("lora_dist.report.write.write_report", lambda *_: "")
+    few = ("--train.max-steps", "1", "--decode.limit", "4", "--decode.num-beams", "2", "--decode.max-new-tokens", "6")
+    arguments = [str(part) for part in (*train_arguments(tiny_gpt2, corpus), *few)]
+    assert main(["run", *arguments, "--out", str(tmp_path / "run")]) == 0
+    outputs = RunDir(tmp_path / "run").outputs.read_bytes()
+    shutil.rmtree(tmp_path / "run" / "decode")
+    assert main(["decode", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    assert RunDir(tmp_path / "run").outputs.read_bytes() == outputs
+    assert len(found) == 2
+    assert found[0] == found[1]
 
 
 def test_generate_prints_the_best_sentence_of_each_mr_or_several(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,3 +168,19 @@ def test_a_merged_model_generates_in_transformers_what_the_run_generates(
             pad_token_id=0,
         )[0, prompt.input_ids.shape[1] :]
         assert their_tokenizer.decode(row, skip_special_tokens=True).strip() == ours
+
+
+def test_merge_and_generate_take_an_adapter_or_a_checkpoint_as_decode_does(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = sorted(RunDir(run).checkpoints.iterdir())[-1]
+    few, found = ("--device", "cpu", "--decode.max-new-tokens", "9", "--decode.num-return", "3"), []
+    for number, source in enumerate((run, RunDir(run).adapter, newest)):
+        capsys.readouterr()
+        assert main(["generate", str(source), MRS[0], *few]) == 0
+        found.append(capsys.readouterr().out)
+        assert main(["merge", str(source), str(tmp_path / f"merged-{number}")]) == 0
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0].splitlines())) == 3
+    weights = [(tmp_path / f"merged-{number}" / "model.safetensors").read_bytes() for number in range(3)]
+    assert weights[0] == weights[1] == weights[2]

@@ -12,9 +12,9 @@ from typing import Any
 import huggingface_hub
 import pytest
 import yaml
-from launching import attempt
 from made_runs import made_run
 
+from lora_dist.cli.main import main
 from lora_dist.config import IMPROVED, ModelSettings
 from lora_dist.errors import UserError
 from lora_dist.evaluation.model_card import push, write_card
@@ -112,26 +112,34 @@ def test_huggingface_hub_loads_the_card(tmp_path: Path) -> None:
     assert card.data.base_model == "gpt2"
 
 
-def test_push_uploads_the_adapter_and_its_card(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_hub(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go online with the Hub at `address`; huggingface_hub has read its settings from the environment at import."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    monkeypatch.setenv("HF_TOKEN", "hf_standin")
+
+
+def test_push_uploads_the_adapter_and_its_card(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = made_run(tmp_path / "mine")
-    for name, value in {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_standin"}.items():
-        monkeypatch.setenv(name, value)
-    result = attempt("report", run.root, "--push", "me/adapter")
-    assert result.returncode == 0, result.stderr
-    assert "adapter and model card in" in result.stdout
+    use_hub(hub.address, monkeypatch)
+    assert main(["report", str(run.root), "--push", "me/adapter"]) == 0
+    assert "adapter and model card in" in capsys.readouterr().out
     assert [request["name"] for request in hub.created] == ["adapter"]
     assert hub.files == {path.name: path.read_bytes() for path in run.adapter.iterdir()}
     assert set(hub.files) == {"README.md", "adapter_model.safetensors"}
 
 
-def test_an_unreachable_hub_is_reported_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = made_run(tmp_path / "mine")
-    for name, value in {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x"}.items():
-        monkeypatch.setenv(name, value)
-    result = attempt("report", run.root, "--push", "me/adapter")
-    assert result.returncode == 2
-    assert "lora-dist: --push me/adapter failed" in result.stderr
-    assert "Traceback" not in result.stderr
+    use_hub("http://127.0.0.1:9", monkeypatch)
+    assert main(["report", str(run.root), "--push", "me/adapter"]) == 2
+    errors = capsys.readouterr().err
+    assert "lora-dist: --push me/adapter failed" in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("repository", ["no such//name", "me/adapter"])

@@ -16,6 +16,7 @@ from lora_dist.metrics import suite
 from lora_dist.metrics.readers import Instances
 from lora_dist.run_dir import RunDir
 
+pytestmark = pytest.mark.usefixtures("scored_once")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -136,8 +137,9 @@ def test_the_tsv_has_one_line_per_instance() -> None:
 
 
 def decoded_run(folder: Path, food: str) -> RunDir:
+    """A decoded run whose first MR asks for the food; the texts are always the same, and so are scored once."""
     run = RunDir(folder)
-    texts = [f"Cocum has {food} food\u2028and good service.", "Zizzi is a nice place to eat."]
+    texts = ["Cocum has French food\u2028and good service.", "Zizzi is a nice place to eat."]
     mrs = [f"name[Cocum], food[{food}]", "name[Zizzi], area[riverside]"]
     write_jsonl(run.outputs, [{"mr": mr, "text": text} for mr, text in zip(mrs, texts, strict=True)])
     lines = [text.replace("\u2028", " ") for text in texts]

@@ -1,15 +1,22 @@
-"""What goes wrong around a run: signals, a full disk, a rank that hangs, one that fails and is restarted."""
+"""What goes wrong around a run: signals, a full disk, kills, a rank that hangs, one that fails and is restarted.
+
+It costs only time: the resumed run gives the same result.
+"""
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from launching import (
     TIMEOUT,
@@ -35,6 +42,7 @@ from lora_dist.training.step import OptimizerStep
 
 pytestmark = pytest.mark.launched
 GRACE = 30  # seconds that a scheduler gives between its signal and SIGKILL
+END_SECONDS = 60  # in which a launcher has to end once one of its processes was killed
 
 
 @pytest.fixture(scope="module")
@@ -184,14 +192,18 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_loses_no_complete_checkp
 def long_training(tiny_gpt2: Path, corpus: Path) -> list[object]:
     """42 steps with dropout, of which only the last writes a checkpoint by itself."""
     changed = ("--train.epochs", 14, "--lora.dropout", 0.2, "--train.checkpoint-steps", 1000)
-    return ["train", *train_arguments(tiny_gpt2, corpus), *changed]
+    return [*train_arguments(tiny_gpt2, corpus), *changed]
+
+
+DECODING = ("--decode.num-beams", 10, "--decode.batch-tokens", 1, "--decode.max-new-tokens", 48, "--decode.limit", 30)
+"""Settings with which each rank decodes 15 chunks of one sentence."""
 
 
 @pytest.fixture(scope="module")
 def undisturbed(long_training: list[object], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """The run of two processes without a failure."""
+    """The run of two processes without a failure: training, decoding and report."""
     run = RunDir(tmp_path_factory.mktemp("undisturbed") / "run")
-    lora_dist(*long_training, "--out", run.root, launcher=launcher("ddp.yaml"))
+    lora_dist("run", *long_training, *DECODING, "--out", run.root, launcher=launcher("ddp.yaml"))
     return run
 
 
@@ -226,7 +238,7 @@ def test_a_signal_to_the_launcher_or_to_one_rank_ends_all_ranks_with_one_checkpo
 ) -> None:
     run = RunDir(tmp_path / "run")
     passed_on = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGUSR1"}  # as launch/setup.sh sets it
-    process = begin(*long_training, "--out", run.root, launcher=launcher(f"{config}.yaml"), **passed_on)
+    process = begin("train", *long_training, "--out", run.root, launcher=launcher(f"{config}.yaml"), **passed_on)
     wait_for(lambda: has_trained(run, 4), process)
     if to == "launcher":
         process.send_signal(signal.SIGUSR1)
@@ -237,7 +249,7 @@ def test_a_signal_to_the_launcher_or_to_one_rank_ends_all_ranks_with_one_checkpo
     (step,) = complete_checkpoints(run)
     assert 0 < step < 42
     assert f"ended the training after step {step} of 42" in errors
-    lora_dist(*long_training, "--resume", "--out", run.root, launcher=launcher(f"{config}.yaml"))
+    lora_dist("train", *long_training, "--resume", "--out", run.root, launcher=launcher(f"{config}.yaml"))
     assert_same_adapter(run, undisturbed, exactly=config == "ddp")
     assert metrics(run.root, "step")[-1] == 42
 
@@ -263,13 +275,13 @@ def test_a_hanging_rank_ends_all_ranks_and_each_reports_where_it_is(
 ) -> None:
     run = RunDir(tmp_path / "run")
     variables = sabotage(tmp_path, "time.sleep(3600)")
-    arguments = (*long_training, "--train.checkpoint-steps", 2, "--hang-timeout", 6, "--out", run.root)
+    arguments = ("train", *long_training, "--train.checkpoint-steps", 2, "--hang-timeout", 10, "--out", run.root)
     start = time.monotonic()
     failed = attempt(*arguments, launcher=launcher("ddp.yaml"), **variables)
     assert time.monotonic() - start < 90
     assert failed.returncode != 0
     for rank in (0, 1):
-        assert f"rank {rank} of 2 has made no progress for 6 s" in failed.stderr
+        assert f"rank {rank} of 2 has made no progress for 10 s" in failed.stderr
     assert failed.stderr.count("It was at step 4 of 42") == 2
     assert "in sabotaged" in failed.stderr  # the stack of the rank that hangs
     assert complete_checkpoints(run) == [2]
@@ -289,10 +301,98 @@ def test_a_failed_run_that_the_launcher_restarts_resumes_from_its_checkpoint(
 ) -> None:
     run = RunDir(tmp_path / "run")
     variables = sabotage(tmp_path, "assert os.environ['TORCHELASTIC_RESTART_COUNT'] != '0', 'once'")
-    arguments = (*long_training, "--train.checkpoint-steps", 2, "--overwrite", "--out", run.root)
+    arguments = ("train", *long_training, "--train.checkpoint-steps", 2, "--overwrite", "--out", run.root)
     result = attempt(*arguments, launcher=start, **variables)
     assert result.returncode == 0, result.stderr
     assert "AssertionError: once" in result.stderr
     assert "resuming after step 2" in result.stderr
     assert_same_adapter(run, undisturbed, exactly="zero2" not in " ".join(start))
     assert json.loads((run.checkpoint(42) / "state.json").read_text())["steps"] == 42
+
+
+# Kills
+
+
+def kill_when(ready: Callable[[], bool], process: subprocess.Popen[str], rank: int) -> bool:
+    """Kill one rank as soon as `ready`, and check that the launcher ends; False if the run was complete before."""
+    deadline = time.monotonic() + TIMEOUT
+    while process.poll() is None and not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with suppress(psutil.NoSuchProcess, IndexError):  # it may just have ended
+        workers(process)[rank].kill()
+    _, errors = process.communicate(timeout=END_SECONDS)
+    if process.returncode == 0:
+        return False
+    assert "SIGKILL" in errors or "Signal 9" in errors or "exitcode" in errors, errors
+    return True
+
+
+# By default, it is rank 0 that is killed, which writes the checkpoints and has the store of all ranks.
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_with_a_rank_killed_in_training_and_in_decoding_gives_the_same_result(
+    rank: int, long_training: list[object], undisturbed: RunDir, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    arguments = ("run", *long_training, *DECODING, "--train.checkpoint-steps", 1, "--out", run.root)
+    process = begin(*arguments, launcher=launcher("ddp.yaml"))
+    assert kill_when(lambda: any(run.checkpoints.glob("step-*5/COMPLETE")), process, rank)
+    assert not run.adapter.exists()
+    process = begin(*arguments, "--resume", launcher=launcher("ddp.yaml"))
+    ledgers = run.ledger(0).parent
+    assert kill_when(lambda: any(f.stat().st_size for f in ledgers.glob("rank-*.jsonl")), process, rank)
+    assert not run.outputs.exists()
+    kept = [line for file in ledgers.glob("rank-*.jsonl") for line in file.read_text().splitlines()]
+    lora_dist(*arguments, "--resume", launcher=launcher("ddp.yaml"))
+    assert result(run) == result(undisturbed)
+    ledger = "".join(file.read_text() for file in ledgers.glob("rank-*.jsonl"))
+    assert all(ledger.count(line) == 1 for line in kept)  # no sentence is decoded twice
+
+
+def result(run: RunDir) -> list[bytes]:
+    return [
+        (run.root / name).read_bytes()
+        for name in ("adapter/adapter_model.safetensors", "decode/outputs.jsonl", "scores.json")
+    ]
+
+
+def passed(moment: float) -> bool:
+    return time.monotonic() > moment
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_runs_with_twenty_kills_at_random_moments_give_the_same_result(
+    long_training: list[object], undisturbed: RunDir, tmp_path: Path
+) -> None:
+    draw, kills, number = random.Random(0), 0, 0
+    while kills < 20:
+        run = RunDir(tmp_path / f"run-{number}")
+        number += 1
+        finished = False
+        while not finished:
+            arguments = ("run", *long_training, *DECODING, "--train.checkpoint-steps", 1, "--out", run.root)
+            resume = ("--resume",) if run.root.exists() else ()
+            moment = time.monotonic() + draw.uniform(6, 22)
+            process = begin(*arguments, *resume, launcher=launcher("ddp.yaml"))
+            killed = kill_when(partial(passed, moment), process, draw.randrange(2))
+            kills += killed
+            finished = not killed
+        assert result(run) == result(undisturbed)
+
+
+# By default, the test of the launcher's restart has a failing rank whose exception ends all ranks.
+@pytest.mark.slow
+def test_an_exception_on_one_rank_ends_all_ranks_with_its_message(long_training: list[object], tmp_path: Path) -> None:
+    code = """
+        import lora_dist.data.sampler
+        def broken(*_): raise MemoryError('rank 1 has no memory left')
+        lora_dist.data.sampler.micro_batches = broken
+    """
+    variables = before_all_else(tmp_path, code, rank=1)
+    start = time.monotonic()
+    arguments = ("run", *long_training, "--out", tmp_path / "run")
+    failed = attempt(*arguments, launcher=launcher("ddp.yaml"), **variables)
+    assert failed.returncode != 0
+    assert "rank 1 has no memory left" in failed.stderr
+    assert time.monotonic() - start < END_SECONDS

@@ -23,6 +23,11 @@ SCONTROL = """#!/usr/bin/env bash
 [ "$*" = "show hostnames node[1-2]" ] || exit 1
 printf 'localhost\\nelsewhere.invalid\\n'
 """
+ACCELERATE = """#!/usr/bin/env bash
+# Writes its arguments to a file per node instead of starting processes; fails on node $FAILING.
+printf '%s\\n' "$@" >"$ARGUMENTS.$SLURM_NODEID"
+[ "$SLURM_NODEID" != "${FAILING:-}" ]
+"""
 
 
 @pytest.fixture
@@ -71,6 +76,50 @@ def test_the_batch_script_joins_its_nodes(
     assert_same_training(out, single)
 
 
+def without_processes(cluster: dict[str, str], folder: Path) -> dict[str, str]:
+    """The environment of the batch job with a stand-in for accelerate, which writes `folder`/arguments.NODE."""
+    accelerate = folder / "tools" / "accelerate"
+    accelerate.write_text(ACCELERATE)
+    accelerate.chmod(0o755)
+    (folder / "checkout" / ".venv" / "bin" / "activate").write_text("")
+    return {**cluster, "ARGUMENTS": str(folder / "arguments")}
+
+
+def test_the_batch_script_starts_one_launcher_per_node_with_its_rank_and_the_first_nodes_address(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    done = sbatch(without_processes(cluster, tmp_path), "improved", "--out", "a run's folder")
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        _, *words = (tmp_path / f"arguments.{rank}").read_text().splitlines()
+        options = dict(zip(words[: words.index("-m")][::2], words[1::2], strict=False))
+        assert options == {
+            "--config_file": "accelerate_configs/multi_node.yaml",
+            "--num_machines": "2",
+            "--num_processes": "2",
+            "--machine_rank": str(rank),
+            "--main_process_ip": "localhost",
+            "--main_process_port": "24711",
+        }
+        assert words[words.index("-m") :] == [
+            "-m",
+            "lora_dist",
+            "run",
+            "improved",
+            "--out",
+            "a run's folder",
+            "--resume",
+        ]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_node_that_fails_fails_the_job(failing: int, cluster: dict[str, str], tmp_path: Path) -> None:
+    environment = without_processes(cluster, tmp_path)
+    assert sbatch({**environment, "FAILING": str(failing)}, "improved").returncode != 0
+
+
+# By default, a stand-in for the launcher fails, see above.
+@pytest.mark.slow
 def test_a_mistake_fails_the_job(cluster: dict[str, str], tmp_path: Path) -> None:
     done = sbatch(cluster, "improved", "--train.epochs", -1, "--out", tmp_path / "run")
     assert done.returncode != 0

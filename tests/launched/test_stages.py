@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from launching import lora_dist
+from launching import call_here, lora_dist
 
 pytestmark = pytest.mark.launched
 FILES = ("adapter/adapter_model.safetensors", "decode/outputs.jsonl", "decode/references.txt", "scores.json")
@@ -16,7 +16,7 @@ def test_run_gives_the_bytes_of_train_decode_and_report_in_processes_of_their_ow
     settings = ["improved", "--model.name", tiny_gpt2, "--data.dir", corpus, "--train.max-steps", 6]
     settings += ["--train.warmup-steps", 2, "--train.learning-rate", 1e-2, "--decode.limit", 8]
     together, apart = tmp_path / "together", tmp_path / "apart"
-    lora_dist("run", *settings, "--out", together)
+    assert call_here("run", *settings, "--out", together) == 0
     lora_dist("train", *settings, "--out", apart)
     lora_dist("decode", apart)
     lora_dist("report", apart)

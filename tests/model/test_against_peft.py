@@ -21,17 +21,17 @@ from lora_dist.distributed.world import world
 from lora_dist.run_dir import RunDir
 from lora_dist.training.trainer import Trainer, load_model
 
-STEPS = 50
+WARM_UP = 10
 
 
-def settings(preset: str, model: Path, corpus: Path) -> Settings:
+def settings(preset: str, model: Path, corpus: Path, steps: int) -> Settings:
     start = PRESETS[preset].settings
     return replace(
         start,
         model=ModelSettings(name=str(model)),
         data=DataSettings(dir=corpus),
         lora=replace(start.lora, dropout=0.0),
-        train=replace(start.train, warmup_steps=10, max_steps=STEPS, learning_rate=2e-3, weight_decay=0.1),
+        train=replace(start.train, warmup_steps=WARM_UP, max_steps=steps, learning_rate=2e-3, weight_decay=0.1),
     )
 
 
@@ -43,7 +43,7 @@ def our_losses(
     with world("cpu") as here:
         trainer = Trainer(chosen, RunDir(out), here)
         start = trainer.strategy.adapter()
-        for number in range(STEPS):
+        for number in range(chosen.train.total_steps(len(trainer.data.train))):
             done = trainer.step(number)
             losses.append(done.sums[0].item() / done.labels)
     frozen, _ = load_model(chosen, "fp32")
@@ -72,8 +72,8 @@ def their_losses(
     assert peft.set_peft_model_state_dict(model, dict(start)).unexpected_keys == []
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=cfg.weight_decay)
-    losses = []
-    for number in range(STEPS):
+    losses, steps = [], cfg.total_steps(len(examples))
+    for number in range(steps):
         epoch, position = divmod(number, -(-len(examples) // cfg.global_batch_size))
         order = epoch_order(len(examples), cfg.seed, epoch)
         texts, prompts = [], []
@@ -88,15 +88,15 @@ def their_losses(
         logits = model(input_ids=ids, attention_mask=labels.new_tensor([[1] * ids.shape[1]] * len(ids))).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=0.1)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.param_groups[0]["lr"] = 2e-3 * (number / 10 if number < 10 else (STEPS - number) / (STEPS - 10))
+        optimizer.param_groups[0]["lr"] = 2e-3 * min(number / WARM_UP, (steps - number) / (steps - WARM_UP))
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses
 
 
-def check(preset: str, model: Path, corpus: Path, out: Path) -> None:
-    chosen = settings(preset, model, corpus)
+def check(preset: str, model: Path, corpus: Path, out: Path, steps: int) -> None:
+    chosen = settings(preset, model, corpus, steps)
     ours, *same = our_losses(chosen, out)
     theirs = their_losses(chosen, *same)
     assert ours == pytest.approx(theirs, rel=1e-4)
@@ -107,7 +107,7 @@ def check(preset: str, model: Path, corpus: Path, out: Path) -> None:
 def test_the_loss_curve_is_pefts(preset: str, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     write_corpus(tmp_path / "corpus", seed=4, num_train_mrs=40)
-    check(preset, tiny_gpt2, tmp_path / "corpus", tmp_path / "run")
+    check(preset, tiny_gpt2, tmp_path / "corpus", tmp_path / "run", steps=25)
 
 
 @pytest.mark.slow
@@ -117,4 +117,4 @@ def test_the_loss_curve_is_pefts_on_e2e(
     preset: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    check(preset, shared / "mini-gpt2", shared / "e2e", tmp_path / "run")
+    check(preset, shared / "mini-gpt2", shared / "e2e", tmp_path / "run", steps=50)

@@ -83,7 +83,7 @@ def test_saved_bytes_are_what_autograd_saves(
 def test_the_peak_of_a_step_is_the_saved_bytes_and_the_logits(
     precision: Precision, partitioned: bool, tmp_path: Path
 ) -> None:
-    model = build(IMPROVED.lora, precision, n_layer=3)
+    model = build(IMPROVED.lora, precision, n_layer=3, n_embd=384, n_head=6)
     module = ReferenceLoss(copy.deepcopy(model), cpu, 0.1, partitioned=partitioned).train()
     examples = some_examples(50257)
     batch = collate(examples, np.arange(len(examples)), 0, RoundedShapes(cpu.SHAPE_STEP))

@@ -11,6 +11,8 @@ from lora_dist.config import IMPROVED
 from lora_dist.errors import UserError
 from lora_dist.report.compare import compare
 
+pytestmark = pytest.mark.usefixtures("scored_once")
+
 
 def test_a_comparison_has_the_settings_scores_and_sentences_that_differ(tmp_path: Path) -> None:
     other = replace(IMPROVED, decode=replace(IMPROVED.decode, length_penalty=0.8))

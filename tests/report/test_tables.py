@@ -9,6 +9,7 @@ import pytest
 from made_runs import SCORES, made_run, seeded
 
 from lora_dist.config import BASELINE, IMPROVED, Settings
+from lora_dist.report import write
 from lora_dist.report.published import PAPER
 from lora_dist.report.results import configurations, load_results
 from lora_dist.report.tables import (
@@ -128,7 +129,11 @@ def test_time_and_memory_are_computed_from_the_logs(tmp_path: Path) -> None:
     assert row == ("gpt2, improved", "2 x cpu, ddp, fp32", "0.7", "4.0", "1.25", "0.500")
 
 
-def test_decodings_of_the_same_adapters_are_one_table_and_one_row_of_table_3(tmp_path: Path) -> None:
+def test_decodings_of_the_same_adapters_are_one_table_and_one_row_of_table_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "make_plots", lambda _: [])  # they take longest
+
     def decoded(name: str, adapter: str, bleu: float, **changed: Any) -> RunDir:
         settings = replace(IMPROVED, decode=replace(IMPROVED.decode, **changed))
         return made_run(tmp_path / name, settings, adapter=adapter, scores=(bleu, *SCORES[1:]))

@@ -9,9 +9,16 @@ from made_runs import made_run
 
 from lora_dist.config import IMPROVED, Settings
 from lora_dist.errors import UserError
+from lora_dist.report import write
 from lora_dist.report.published import PAPER, REPRODUCTIONS
 from lora_dist.report.write import write_report
 from lora_dist.run_dir import RunDir
+
+
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the plots, which take longest and have their own tests."""
+    monkeypatch.setattr(write, "make_plots", lambda _: [])
 
 
 def all_scopes(settings: Settings) -> Settings:

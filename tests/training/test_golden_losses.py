@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lora_dist.config import PRESETS, DataSettings, ModelSettings
+from lora_dist.data.synthetic import write_corpus
 from lora_dist.distributed.world import world
 from lora_dist.run_dir import RunDir
 from lora_dist.training.trainer import Trainer
@@ -20,14 +21,15 @@ TOLERANCE = 2e-6  # relative, in fp32: other CPUs sum in another order
 
 @pytest.mark.parametrize("preset", list(GOLDEN))
 def test_losses_are_the_golden_ones(
-    preset: str, tiny_gpt2: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    preset: str, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    write_corpus(tmp_path / "corpus", seed=1, num_train_mrs=12)
     settings = PRESETS[preset].settings
     settings = replace(
         settings,
         model=ModelSettings(name=str(tiny_gpt2)),
-        data=DataSettings(dir=corpus),
+        data=DataSettings(dir=tmp_path / "corpus"),
         train=replace(settings.train, max_steps=STEPS, warmup_steps=2, learning_rate=1e-2, log_steps=1),
     )
     with world("cpu") as here:

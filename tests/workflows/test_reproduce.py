@@ -5,18 +5,19 @@ import random
 import re
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from launching import TIMEOUT, attempt, begin
+from launching import TIMEOUT, attempt, begin, call_here
 from made_runs import made_run
 
-from lora_dist.config import IMPROVED, ModelSettings, TrainSettings
+from lora_dist.config import IMPROVED, DataSettings, ModelSettings, Settings, TrainSettings
 from lora_dist.errors import UserError
 from lora_dist.run_dir import RunDir
-from lora_dist.workflows.estimate import Speed, duration
+from lora_dist.workflows.estimate import Speed, duration, measure_speed
 from lora_dist.workflows.reproduce import Launch, reproduce
 from lora_dist.workflows.settings import ReproduceCommand
 
@@ -41,35 +42,50 @@ def results(root: Path) -> dict[str, bytes]:
 
 @pytest.mark.launched
 def test_a_run_that_fails_does_not_stop_the_others_and_the_same_command_makes_it(
-    tiny_gpt2: Path, corpus: Path, tmp_path: Path
+    tiny_gpt2: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    speeds: dict[str, Speed] = {}
+    launched: list[Sequence[str]] = []
+
+    def measure_once(data: DataSettings, runs: Sequence[Settings], _: object) -> dict[str, Speed]:
+        speeds.update(speeds or measure_speed(data, runs, launch_here))
+        return speeds
+
+    def launch_here(arguments: Sequence[str], *_: object, **__: object) -> int:
+        launched.append(arguments)
+        return call_here(*arguments)
+
+    monkeypatch.setattr("lora_dist.workflows.reproduce.measure_speed", measure_once)
     out = tmp_path / "all"
     first = out / f"{tiny_gpt2.name}-improved-seed1"
     first.mkdir(parents=True)
     (first / "letter.txt").write_text("not a run")
-    failed = attempt(*command(tiny_gpt2, corpus, out))
-    assert failed.returncode == 1
-    assert "2 runs" in failed.stderr
-    assert "2 to do" in failed.stderr
-    assert re.search(r"seed1: 1 of 2, about .* left, until ", failed.stderr)
-    assert f"{first} is not the folder of a run" in failed.stderr
-    assert f"failed: {first.name}" in failed.stderr
+    assert call_here(*command(tiny_gpt2, corpus, out)) == 1
+    errors = capfd.readouterr().err
+    assert "2 runs" in errors
+    assert "2 to do" in errors
+    assert re.search(r"seed1: 1 of 2, about .* left, until ", errors)
+    assert f"{first} is not the folder of a run" in errors
+    assert f"failed: {first.name}" in errors
     assert "| 2 | " in (out / "report.md").read_text()
 
     (first / "letter.txt").unlink()
-    made = attempt(*command(tiny_gpt2, corpus, out))
-    assert made.returncode == 0, made.stderr
-    assert "1 complete, 1 to do" in made.stderr
+    monkeypatch.setattr("lora_dist.workflows.reproduce._launch", launch_here)  # the first command started processes
+    assert call_here(*command(tiny_gpt2, corpus, out)) == 0
+    assert "1 complete, 1 to do" in capfd.readouterr().err
     found = results(out)
     assert len(found) == 2 * 4 + 1
-    start = time.monotonic()
-    again = attempt(*command(tiny_gpt2, corpus, out))
-    assert "2 complete, 0 to do" in again.stderr
+    launched.clear()
+    assert call_here(*command(tiny_gpt2, corpus, out)) == 0
+    assert "2 complete, 0 to do" in capfd.readouterr().err
     assert results(out) == found
-    assert time.monotonic() - start < 30
-    other = attempt(*command(tiny_gpt2, corpus, out, "--train.learning-rate", "1e-3"))
-    assert other.returncode == 2
-    assert "made with --train.learning-rate 0.0002, not 0.001" in other.stderr
+    assert launched == []
+    assert call_here(*command(tiny_gpt2, corpus, out, "--train.learning-rate", "1e-3")) == 2
+    assert "made with --train.learning-rate 0.0002, not 0.001" in capfd.readouterr().err
 
 
 def test_a_run_decoded_with_other_settings_is_not_complete(tmp_path: Path) -> None:
