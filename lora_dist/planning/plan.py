@@ -113,20 +113,17 @@ def make_plan(
         trainable=work.trainable,
         corpus=corpus,
         schedule=_schedule(cfg, corpus.examples, work.trainable, config.n_embd),
-        memory={
-            key: memory(strategy, work, captured=kind == "cuda" and _captured(cfg, strategy))
-            for key, strategy in strategies.items()
-        },
+        memory={key: memory(each, work, captured=_captured(cfg, each, kind)) for key, each in strategies.items()},
         available=available or _memory_here(kind, processes),
         sent={key: bytes_sent(strategy, work, cfg.accumulation_steps) for key, strategy in strategies.items()},
         notes=_notes(cfg, corpus, kind),
     )
 
 
-def _captured(cfg: TrainSettings, strategy: Strategy | None) -> bool:
-    """Return whether the steps are captured on a GPU."""
+def _captured(cfg: TrainSettings, strategy: Strategy | None, kind: Kind) -> bool:
+    """Return whether the steps are captured as CUDA graphs."""
     stage, offload = (0, False) if strategy is None else (strategy.zero_stage, strategy.offload)
-    return why_eager(cfg, stage, offload=offload) is None
+    return kind == "cuda" and why_eager(cfg, stage, offload=offload) is None
 
 
 def _model_of_shapes(config: Any, settings: Settings) -> GPT2LMHeadModel:

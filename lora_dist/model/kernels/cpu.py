@@ -5,7 +5,6 @@ product, which in bf16 is a tenth of the time with 464 rows and a third with 32;
 fp32, plain products are left to MKL, which on AMD processors takes more than twice as long.
 """
 
-import ctypes
 import math
 from typing import Any
 
@@ -24,6 +23,7 @@ from lora_dist.model.kernels.common import (
     padded_vocabulary,
     top_tokens_of_rows,
 )
+from lora_dist.model.kernels.glibc import keep_freed_memory, return_freed_memory
 from lora_dist.model.kernels.graphs import GraphRecorder
 from lora_dist.model.lora import LoraConv1D
 
@@ -55,26 +55,13 @@ SEARCH_LOGITS = 2**19
 
 
 def set_up_process() -> None:
-    """Let glibc, if it is the C library, keep the memory that tensors free.
-
-    By default it returns large blocks to the system, which then has to clear their pages again at each step.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes: its largest value
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes
+    """Let the process keep the memory that tensors free."""
+    keep_freed_memory()
 
 
 def graph_recorder(device: torch.device) -> GraphRecorder | None:
     """Return what records CUDA graphs on `device`, or None where there are none."""
     return None
-
-
-def _return_freed_memory() -> None:
-    """Return the free memory that glibc has kept to the system, once."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
@@ -179,7 +166,7 @@ def freeze_layers(model: GPT2LMHeadModel, *, differentiable: bool) -> None:
     for parameter in model.parameters():
         # Loaded tensors are views of a memory-mapped file: keeping one would keep the whole file in memory.
         parameter.data = parameter.data.clone()
-    _return_freed_memory()
+    return_freed_memory()
 
 
 class PackedProjection:
@@ -231,6 +218,7 @@ def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
         part.copy_(powers)
         normalisers.append(maximum + total.log())
         totals.append(total)
+        del powers  # before the next one is allocated
     return torch.cat(normalisers), torch.cat(totals)
 
 
