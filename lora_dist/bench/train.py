@@ -137,7 +137,7 @@ def _programs(exact: TrainInputs, shared: TrainInputs, *, on_gpu: bool) -> dict[
         for number_format, (name, precision) in FORMATS.items():
             found[f"{PEFT}, {name}"] = Program(peft_trainer, exact, (number_format, None, False), precision)
         if on_gpu:
-            found[f"{PEFT}, bf16 weights, torch.compile"] = Program(
+            found[f"{PEFT} with torch.compile, bf16 weights"] = Program(
                 peft_trainer, exact, ("bf16", None, False, True), "bf16"
             )
     if find_spec("loralib") is not None:

@@ -47,6 +47,20 @@ class BenchDecodeCommand(LogSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchEpochsCommand(LogSettings, Settings):
+    """Time of a whole training, extrapolated from a short one, and its peak memory compared with the planned."""
+
+    shape: Literal["small", "medium"] | None = None
+    """Use random weights of GPT-2's published shape instead of the model's; its tokenizer is still used."""
+    updates: int = 300
+    """Optimizer steps to time, after a third as many for a warm-up; a multiple of 3."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """CPU threads."""
+    json: Path | None = None
+    """Also write the rows (name, value, unit, ratio) to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchScalingCommand(LogSettings, Settings):
     """Training examples per second of one process and of two, each with one thread, and their communication time."""
 
@@ -87,7 +101,7 @@ def bench(argv: Sequence[str]) -> int:
     """
     name, rest = (argv[0] if argv else ""), argv[1:]
     if name in ("-h", "--help"):
-        print("usage: lora-dist bench {decode,scaling,score,train} [settings]\n")
+        print(f"usage: lora-dist bench {{{','.join(_BENCHMARKS)}}} [settings]\n")
         print("\n".join(f"{name:<8} {command.__doc__}" for name, (command, _) in _BENCHMARKS.items()))
         return 0
     if name not in _BENCHMARKS:
@@ -107,6 +121,13 @@ def _decode(argv: Sequence[str]) -> Measured:
     command = parse(BenchDecodeCommand, "bench decode", argv)
     rows = bench_decode(command.model, command.shape, command.data, command.decode, command.count, command.threads)
     return rows, command.json
+
+
+def _epochs(argv: Sequence[str]) -> Measured:
+    command = parse_with_preset(BenchEpochsCommand, "bench epochs", BenchEpochsCommand.__doc__, argv)
+    from lora_dist.bench.epochs import bench_epochs
+
+    return bench_epochs(command.sections(), command.shape, command.updates, command.threads), command.json
 
 
 def _scaling(argv: Sequence[str]) -> Measured:
@@ -134,6 +155,7 @@ def _train(argv: Sequence[str]) -> Measured:
 
 _BENCHMARKS: dict[str, tuple[type[LogSettings], Callable[[Sequence[str]], Measured]]] = {
     "decode": (BenchDecodeCommand, _decode),
+    "epochs": (BenchEpochsCommand, _epochs),
     "scaling": (BenchScalingCommand, _scaling),
     "score": (BenchScoreCommand, _score),
     "train": (BenchTrainCommand, _train),
