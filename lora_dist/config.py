@@ -106,7 +106,7 @@ class TrainSettings:
     gradient_checkpointing: bool = False
     """Keep only each layer's input and recompute the layer in backward: less memory, more time."""
     cuda_graphs: Literal["auto", "off"] = "auto"
-    """auto: on a GPU, forward and backward pass are a CUDA graph with one process, DDP, ZeRO-1 and ZeRO-2. off: never."""
+    """auto: on a GPU, forward and backward pass are a CUDA graph in one process, DDP, ZeRO-1 and ZeRO-2. off: no."""
     learning_rate: float = 2e-4
     """Peak learning rate of AdamW, reached after the warm-up."""
     weight_decay: float = 0.01

@@ -49,8 +49,7 @@ def bench_epochs(settings: Settings, shape: str | None, steps: int, threads: int
         threads: CPU threads.
 
     Returns:
-        Rows, in which the ratio of the whole training is that to its steps alone, and that of the peak memory is that to
-        what `plan` predicts.
+        Rows. The ratio of the whole training is that to its steps alone, that of the peak memory is that to the plan's.
 
     Raises:
         UserError: if model or data cannot be read, or the steps are not a multiple of `INTERVALS`.

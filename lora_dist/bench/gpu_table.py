@@ -64,8 +64,6 @@ def _best_peer(rows: Rows) -> str:
     return str(min(times)) if times else ""
 
 
-WHOLE = "the whole training"
-
 FIGURES: list[tuple[str, str, Callable[[Rows], str]]] = [
     ("step, captured, bf16, ms", "train", _value("ours, bf16: step")),
     ("step, eager, bf16, ms", "train", _value("ours, eager, bf16: step")),
@@ -80,8 +78,8 @@ FIGURES: list[tuple[str, str, Callable[[Rows], str]]] = [
     ("step of a real run with its logging, ms", "epochs", _value("step with its logging")),
     ("evaluation on the dev set, s", "epochs", _value("evaluation on the dev set")),
     ("checkpoint, ms", "epochs", _value("checkpoint")),
-    ("all epochs, extrapolated, s", "epochs", _value(WHOLE)),
-    ("all epochs, times the steps alone", "epochs", _ratio(WHOLE)),
+    ("all epochs, extrapolated, s", "epochs", _value("the whole training")),
+    ("all epochs, times the steps alone", "epochs", _ratio("the whole training")),
     ("peak memory of a real run, GiB", "epochs", _value("peak memory")),
     ("peak memory, times the planned", "epochs", _ratio("peak memory")),
 ]
