@@ -34,14 +34,15 @@ inputs=(--model.name "$model" ${data:+--data.dir "$data"})
 if python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
   cases="small:baseline small:improved medium:baseline medium:improved"
   train=(--updates 25 --programs "ours, bf16" "ours, eager, bf16" "PEFT and Trainer, bf16")
-  decode=(--shape small --count 64)
   epochs=(--updates 300)
+  limit=150
 else
-  echo "no GPU here: the tests skip, and the figures are a dry run of a few steps on the CPU"
+  echo "no GPU here: a dry run, in which the tests skip and train and epochs make a few steps; decode is left out"
   cases=":baseline"
-  train=(--updates 1 --programs "ours, fp32")
-  decode=(--count 2)
+  parts=${parts/decode/}
+  train=(--updates 1 --programs ours)
   epochs=(--updates 3)
+  limit=900
 fi
 
 failed=()
@@ -59,26 +60,25 @@ measure() { # NAME SECONDS COMMAND...: the output goes to NAME.log; a failing or
   fi
 }
 
-lora_dist() { # NAME SECONDS COMMAND...
-  measure "$1" "$2" python -m lora_dist "${@:3}" --json "$out/$1.json"
+bench() { # NAME ARGUMENTS...
+  measure "$1" "$limit" python -m lora_dist bench "${@:2}" "${inputs[@]}" --json "$out/$1.json"
 }
 
-each_case() { # PART SECONDS COMMAND...: for every shape and preset
-  local part=$1 seconds=$2 one shape preset
-  shift 2
+each_case() { # PART ARGUMENTS...: for every shape and preset
+  local part=$1 one shape preset
+  shift
   for one in $cases; do
     shape=${one%%:*} preset=${one##*:}
-    lora_dist "$part-${shape:-own}-$preset" "$seconds" bench "$part" "$preset" "${inputs[@]}" \
-      ${shape:+--shape "$shape"} "$@"
+    bench "$part-${shape:-own}-$preset" "$part" "$preset" ${shape:+--shape "$shape"} "$@"
   done
 }
 
 for part in $parts; do
   case $part in
     tests) measure tests 240 python -m pytest -m gpu -n 8 -rs tests ;;
-    train) each_case train 150 "${train[@]}" ;;
-    decode) lora_dist decode 150 bench decode "${inputs[@]}" "${decode[@]}" ;;
-    epochs) each_case epochs 150 "${epochs[@]}" ;;
+    train) each_case train "${train[@]}" ;;
+    decode) bench decode decode --shape small --count 64 ;;
+    epochs) each_case epochs "${epochs[@]}" ;;
   esac
 done
 echo

@@ -90,7 +90,7 @@ def _report(error: Exception) -> int | None:
         return None
     print(
         f"{LOG_PREFIX}out of memory; complete checkpoints are kept. Try more --train.accumulation-steps, "
-        "--train.gradient-checkpointing, a smaller --decode.batch-tokens, or accelerate_configs/zero3.yaml (lora-dist "
+        "--train.gradient-checkpointing, --train.cuda-graphs off, a smaller --decode.batch-tokens, or accelerate_configs/zero3.yaml (lora-dist "
         f"plan shows what is needed): {next(iter(str(error).splitlines()), '')}",
         file=sys.stderr,
     )
