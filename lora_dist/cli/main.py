@@ -88,10 +88,11 @@ def _report(error: Exception) -> int | None:
         return USER_ERROR
     if not any(sign in f"{type(error).__name__}: {error}" for sign in OUT_OF_MEMORY):
         return None
+    first_line = next(iter(str(error).splitlines()), "")
     print(
         f"{LOG_PREFIX}out of memory; complete checkpoints are kept. Try more --train.accumulation-steps, "
-        "--train.gradient-checkpointing, --train.cuda-graphs off, a smaller --decode.batch-tokens, or accelerate_configs/zero3.yaml (lora-dist "
-        f"plan shows what is needed): {next(iter(str(error).splitlines()), '')}",
+        "--train.gradient-checkpointing, --train.cuda-graphs off, a smaller --decode.batch-tokens, or "
+        f"accelerate_configs/zero3.yaml (lora-dist plan shows what is needed): {first_line}",
         file=sys.stderr,
     )
     return 1

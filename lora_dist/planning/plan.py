@@ -238,6 +238,6 @@ def _notes(cfg: TrainSettings, corpus: Corpus, kind: Kind) -> list[str]:
         found.append("activations are an upper bound: without --train.refs-per-mr and --train.gradient-checkpointing")
     if kind == "cuda":
         found.append("on a GPU, CUDA's own context and the reserve of torch's allocator are not included")
-        if _captured(cfg, None):
+        if _captured(cfg, None, kind):
             found.append("CUDA graphs reserve the activations and logits, so those of the dev set come on top")
     return found
