@@ -52,11 +52,11 @@ class RecordedGraphs:
         self.released += 1
 
 
-class _Outside(TorchDispatchMode):
+class _Outside(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the memory that operators read or write and that was there before."""
 
     def __init__(self, refuses: tuple[str, ...] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.places: dict[int, int] = {}
         """Size of each such storage by its address."""
         self._own: dict[int, Tensor] = {}  # kept alive, so that no address is used twice
@@ -97,7 +97,7 @@ def use_stand_in(
         return made[-1]
 
     with_graphs = {**vars(kernels), "graph_recorder": graph_recorder, "STATIC_SHAPES": shapes}
-    select.cpu = SimpleNamespace(**with_graphs)  # type: ignore[assignment]
+    select.cpu = SimpleNamespace(**with_graphs)  # type: ignore[attr-defined, assignment]
     return made
 
 

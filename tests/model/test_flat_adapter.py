@@ -29,13 +29,14 @@ def test_the_layers_matrices_are_views_of_the_one_parameter(gpt2: GPT2LMHeadMode
     assert flat.values.dtype == torch.float32
     assert flat.values.numel() == sum(matrix.numel() for matrix in before.values())
     for (name, layer), (a, b) in zip(lora.layers(gpt2), pairs(before), strict=True):
-        for matrix, expected in ((layer.lora_A, a), (layer.lora_B, b)):
+        matrices: list[Tensor] = [layer.lora_A, layer.lora_B]
+        for matrix, expected in zip(matrices, (a, b), strict=True):
             assert torch.equal(matrix, expected), name
             assert matrix.untyped_storage().data_ptr() == flat.values.untyped_storage().data_ptr()
     with torch.no_grad():
         flat.values.mul_(2)
-    for matrix, expected in zip(flat.split(flat.values).values(), before.values(), strict=True):
-        assert torch.equal(matrix, 2 * expected)
+    for doubled, expected in zip(flat.split(flat.values).values(), before.values(), strict=True):
+        assert torch.equal(doubled, 2 * expected)
     for layer, (a, b) in zip(flat.layers, pairs(before), strict=True):
         assert torch.equal(layer.lora_A, 2 * a)
         assert torch.equal(layer.lora_B, 2 * b)
@@ -77,7 +78,7 @@ def test_the_copy_for_a_forward_pass_is_cast_once_and_its_gradient_is_fp32(gpt2:
         assert torch.equal(copy, flat.values.to(dtype))
         flat.assign(copy)
         assert all(layer.lora_A.dtype == layer.lora_B.dtype == dtype for layer in flat.layers)
-        (gradient,) = torch.autograd.grad(sum(layer.lora_B.sum() for layer in flat.layers), flat.values)
+        (gradient,) = torch.autograd.grad([layer.lora_B.sum() for layer in flat.layers], flat.values)
         assert gradient.dtype == torch.float32
         for name, part in flat.split(gradient).items():
             assert (part == float("lora_B" in name)).all()

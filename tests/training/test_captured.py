@@ -77,7 +77,7 @@ def messages() -> Iterator[Callable[[], list[tuple[str, str]]]]:
     """What the package logs in this test about graphs: levels and messages."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler.emit = records.append  # type: ignore[method-assign, assignment]
     logger = logging.getLogger("lora_dist")
     before = logger.level
     logger.addHandler(handler)
@@ -89,8 +89,8 @@ def messages() -> Iterator[Callable[[], list[tuple[str, str]]]]:
 
 @pytest.mark.parametrize(
     ("precision", "accumulation", "kernels"),
-    [("no", 1, cpu), ("no", 3, cuda), ("bf16", 1, cuda), ("bf16", 3, cpu)],
-    ids=["fp32 cpu", "fp32 accumulated cuda", "bf16 cuda", "bf16 accumulated cpu"],
+    [("no", 3, cpu), ("bf16", 1, cuda)],
+    ids=["fp32 accumulated cpu", "bf16 cuda"],
 )
 def test_captured_steps_give_the_bits_of_eager_ones_also_when_resumed(
     precision: str,
@@ -123,7 +123,7 @@ def cut_short(run: RunDir) -> None:
 
 
 def test_each_shape_is_captured_once_the_largest_first_and_each_micro_batch_replays_its_own(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], eager: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offered: list[BatchShape] = []
     met: list[BatchShape] = []
@@ -140,8 +140,9 @@ def test_each_shape_is_captured_once_the_largest_first_and_each_micro_batch_repl
     monkeypatch.setattr(CapturedLoss, "capture", capture_watched)
     monkeypatch.setattr(TrainingStrategy, "backward", backward_watched)
     with graphs_on_a_cpu(shapes=SHAPES) as recorders:
-        train(tmp_path / "run", arguments)
+        captured = train(tmp_path / "run", arguments)
     (recorder,) = recorders
+    assert outcome(captured) == outcome(eager)
     assert len(offered) == len(set(offered)) == SHAPES
     assert [shape.work for shape in offered] == sorted((shape.work for shape in offered), reverse=True)
     of_graph = dict(zip(map(id, recorder.recorded), offered, strict=True))
