@@ -36,14 +36,20 @@ class CudaGraphs:
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         """See `GraphRecorder`. Random numbers follow from the default generator's seed before each replay."""
-        graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            run()  # so that libraries allocate their workspaces outside the recording
-            # Only this thread's calls matter: NCCL's watchdog calls CUDA at any time.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                run()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                run()  # so that libraries allocate their workspaces outside the recording
+                # Only this thread's calls matter: NCCL's watchdog calls CUDA at any time.
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    run()
+        except RuntimeError:
+            # Before torch 2.13, a failed recording leaves the default generator as if it were still recorded.
+            generator = torch.cuda.default_generators[self._stream.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
+        current.wait_stream(self._stream)
         self._graphs.append(graph)
         return graph.replay
 
