@@ -145,16 +145,15 @@ def launch(config: str, processes: int, arguments: list[str], out: Path, *others
     return done.stderr
 
 
-@pytest.mark.parametrize("accumulation", ["1", "2"])
 @pytest.mark.parametrize("config", ["ddp.yaml", "zero1.yaml", "zero2.yaml"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_captured_ranks_over_nccl_give_the_bits_of_eager_ones_also_when_resumed(
-    processes: int, config: str, accumulation: str, arguments: list[str], tmp_path: Path
+    processes: int, config: str, arguments: list[str], tmp_path: Path
 ) -> None:
     if processes > torch.cuda.device_count():
         pytest.skip(f"needs {processes} CUDA devices")
     eager, captured = tmp_path / "eager", tmp_path / "captured"
-    settings = [*arguments, "--train.accumulation-steps", accumulation]
+    settings = [*arguments, "--train.accumulation-steps", "2"]
     launch(config, processes, settings, eager, *OFF)
     assert re.search(r"captured \d+ CUDA graphs", launch(config, processes, settings, captured))
     assert_same_bits(captured, eager)
