@@ -104,7 +104,9 @@ class TrainSettings:
     accumulation_steps: int = 1
     """Micro-batches (forward and backward passes) per process and optimizer step."""
     gradient_checkpointing: bool = False
-    """Keep only each layer's input for backward and recompute the layer there: less memory, more time."""
+    """Keep only each layer's input and recompute the layer in backward: less memory, more time."""
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """auto: on a GPU, forward and backward pass are a CUDA graph in one process, DDP, ZeRO-1 and ZeRO-2. off: no."""
     learning_rate: float = 2e-4
     """Peak learning rate of AdamW, reached after the warm-up."""
     weight_decay: float = 0.01
@@ -137,9 +139,8 @@ class TrainSettings:
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, flag("train", name), value, "must be >= 0")
         _require(self.seed < 2**63, "--train.seed", self.seed, "must be < 2**63")
-        smoothing, norm = self.label_smoothing, self.max_grad_norm
-        _require(0 <= smoothing < 1, "--train.label-smoothing", smoothing, "must be 0 <= p < 1")
-        _require(norm is None or norm > 0, "--train.max-grad-norm", norm, "must be > 0")
+        _require(0 <= (p := self.label_smoothing) < 1, "--train.label-smoothing", p, "must be 0 <= p < 1")
+        _require((norm := self.max_grad_norm) is None or norm > 0, "--train.max-grad-norm", norm, "must be > 0")
 
     def micro_batch_size(self, world_size: int) -> int:
         """Compute the examples per forward pass of one process.

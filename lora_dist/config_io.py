@@ -24,6 +24,7 @@ WITHOUT_EFFECT = frozenset(
     for name in (
         "accumulation_steps",
         "gradient_checkpointing",
+        "cuda_graphs",
         "deterministic",
         "log_steps",
         "checkpoint_steps",

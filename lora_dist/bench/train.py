@@ -4,9 +4,9 @@ All run on one machine with the same checkpoint, adapter, examples, global batch
 
 - the seed paper's: PEFT and Trainer, padded to 128 tokens, the loss on everything but padding, fp32;
 - PEFT and Trainer: padded to the longest example of a batch, the loss on the reference; in bf16 both with fp32 weights
-  under autocast and with frozen weights in bf16;
+  under autocast and with frozen weights in bf16, and on a GPU also with torch.compile;
 - loralib: the LoRA authors' layers in a plain loop, padded to 128 tokens, the loss on the reference;
-- ours: the steps of `lora-dist train`;
+- ours: the steps of `lora-dist train`, on a GPU also without CUDA graphs ("eager");
 - ours, N references per MR: the same with `--train.refs-per-mr N`, which has other batches.
 
 GPT-2's own dropout is off for all unless `--model.dropout` is given; LoRA's is the preset's. A fused `c_attn` has one
@@ -17,7 +17,7 @@ which lowers its loss a little.
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,9 +25,10 @@ import numpy as np
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from lora_dist.bench.machine import Measurement, matmul_ceiling, measure_apart, precisions
+from lora_dist.bench.machine import Measurement, bench_device, matmul_ceiling, measure_apart, precisions
 from lora_dist.bench.models import save_model
 from lora_dist.bench.rows import Row
+from lora_dist.bench.stopwatch import StepTimes
 from lora_dist.bench.train_programs import FIXED_LENGTH, NumberFormat, TrainInputs, loralib, ours, peft_trainer
 from lora_dist.bench.work import count_tokens, necessary_work
 from lora_dist.config import Precision, Settings
@@ -40,7 +41,9 @@ from lora_dist.model import lora
 from lora_dist.model.adapter import save_adapter
 from lora_dist.model.base import identify, load_tokenizer
 
-ROUNDS = 2
+CPU_STEPS, GPU_STEPS = 3, 50
+CPU_ROUNDS = 2
+"""Times that each program is started on a CPU; on a GPU it makes several rounds in one process, see `Stopwatch`."""
 
 REFS_PER_MR = 8
 """References that share an MR in the last program, unless the settings have more than 1."""
@@ -59,27 +62,32 @@ FORMATS: dict[NumberFormat, tuple[str, Precision]] = {
 class Program:
     """One way to make some steps."""
 
-    run: Callable[..., tuple[float, float]]
-    """Returns the seconds and the mean loss of the steps."""
+    run: Callable[..., tuple[float, StepTimes]]
+    """Returns the seconds of the steps, and what else was measured."""
     inputs: TrainInputs
     arguments: tuple[object, ...]
     """Further arguments of `run`."""
     precision: Precision
 
 
-def bench_train(settings: Settings, shape: str | None, steps: int, threads: int) -> list[Row]:
-    """Measure all programs, which take turns in separate processes; return the best of `ROUNDS` rounds.
+def bench_train(
+    settings: Settings, shape: str | None, steps: int | None, threads: int, chosen: Sequence[str]
+) -> list[Row]:
+    """Measure all programs, which take turns in separate processes; return the best of several rounds.
 
     Args:
         settings: settings of the training; the learning rate is the peak throughout.
         shape: a key of `models.SHAPES` for random weights of that shape, or None for the model's own.
-        steps: steps to time, after the same steps as a warm-up.
+        steps: steps to time, after the same steps as a warm-up; None is `CPU_STEPS` or `GPU_STEPS`.
         threads: CPU threads of each process.
+        chosen: beginnings of the names of the programs to measure; none is all of them.
 
     Raises:
         UserError: if model or data cannot be read, or there are too few examples.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one at most
+    on_gpu = bench_device().type == "cuda"
+    steps = steps or (GPU_STEPS if on_gpu else CPU_STEPS)
     tokenizer, cfg = load_tokenizer(settings.model), replace(settings.train, warmup_steps=0, accumulation_steps=1)
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
         folder, adapter = Path(name, "model"), Path(name, "adapter")
@@ -97,8 +105,9 @@ def bench_train(settings: Settings, shape: str | None, steps: int, threads: int)
             )
             for refs in (1, cfg.refs_per_mr if cfg.refs_per_mr > 1 else REFS_PER_MR)
         )
-        programs = _programs(*(_inputs(each, adapter, examples, gpt2, steps) for each in (exact, shared)))
-        found = _measure_all(programs, threads)
+        every = _programs(*(_inputs(each, adapter, examples, gpt2, steps) for each in (exact, shared)), on_gpu=on_gpu)
+        programs = _choose(every, chosen)
+        found = _measure_all(programs, threads, 1 if on_gpu else CPU_ROUNDS)
     return _rows(programs, found, gpt2, threads)
 
 
@@ -119,7 +128,7 @@ def _inputs(
     return TrainInputs(settings, adapter, examples, range(first, first + steps), gpt2.config.eos_token_id)
 
 
-def _programs(exact: TrainInputs, shared: TrainInputs) -> dict[str, Program]:
+def _programs(exact: TrainInputs, shared: TrainInputs, *, on_gpu: bool) -> dict[str, Program]:
     """Return the programs by name: `exact` has one reference per MR, `shared` several."""
     *_, best = measured = precisions()
     found: dict[str, Program] = {}
@@ -127,21 +136,39 @@ def _programs(exact: TrainInputs, shared: TrainInputs) -> dict[str, Program]:
         found[f"{SEED}, fp32"] = Program(peft_trainer, exact, ("fp32", FIXED_LENGTH, True), "fp32")
         for number_format, (name, precision) in FORMATS.items():
             found[f"{PEFT}, {name}"] = Program(peft_trainer, exact, (number_format, None, False), precision)
+        if on_gpu:
+            found[f"{PEFT} with torch.compile, bf16 weights"] = Program(
+                peft_trainer, exact, ("bf16", None, False, True), "bf16"
+            )
     if is_installed("loralib"):
         for number_format in ("fp32", "autocast"):
             name, precision = FORMATS[number_format]
             found[f"loralib, {name}"] = Program(loralib, exact, (number_format,), precision)
     for precision in measured:
-        found[f"ours, {precision}"] = Program(ours, exact, (precision,), precision)
+        found[f"ours, {precision}"] = Program(ours, exact, (precision, "auto"), precision)
+        if on_gpu:
+            found[f"ours, eager, {precision}"] = Program(ours, exact, (precision, "off"), precision)
     refs = shared.settings.train.refs_per_mr
-    found[f"ours, {refs} references per MR, {best}"] = Program(ours, shared, (best,), best)
+    found[f"ours, {refs} references per MR, {best}"] = Program(ours, shared, (best, "auto"), best)
     return {name: program for name, program in found.items() if program.precision in measured}
 
 
-def _measure_all(programs: Mapping[str, Program], threads: int) -> dict[str, Measurement]:
+def _choose(programs: Mapping[str, Program], chosen: Sequence[str]) -> dict[str, Program]:
+    """Return the programs whose names begin in one of the ways `chosen`, or all if there are none.
+
+    Raises:
+        UserError: if no name begins in one of these ways.
+    """
+    for beginning in chosen:
+        if not any(name.startswith(beginning) for name in programs):
+            raise UserError(f"--programs {beginning} matches none of: " + "; ".join(programs))
+    return {name: program for name, program in programs.items() if not chosen or name.startswith(tuple(chosen))}
+
+
+def _measure_all(programs: Mapping[str, Program], threads: int, rounds: int) -> dict[str, Measurement]:
     """Measure each program and return its best measurement."""
     best: dict[str, Measurement] = {}
-    turns = [(name, program) for _ in range(ROUNDS) for name, program in programs.items()]
+    turns = [(name, program) for _ in range(rounds) for name, program in programs.items()]
     for name, program in tqdm(turns, desc="bench train", unit="program"):
         measured = measure_apart(program.run, program.inputs, *program.arguments, threads=threads)
         if name not in best or measured.seconds < best[name].seconds:
@@ -153,31 +180,40 @@ def _rows(
     programs: Mapping[str, Program], found: Mapping[str, Measurement], gpt2: GPT2LMHeadModel, threads: int
 ) -> list[Row]:
     ceilings = {name: matmul_ceiling(name, threads) for name in precisions()}
-    rates, shares, peaks, losses = dict[str, float](), dict[str, float](), dict[str, float](), dict[str, float]()
+    rates, shares, peaks = dict[str, float](), dict[str, float](), dict[str, float]()
     for name, program in programs.items():
         inputs, measured = program.inputs, found[name]
         batches = inputs.batches()
         counts = count_tokens(inputs.examples, batches, inputs.settings.train.refs_per_mr > 1)
-        work = necessary_work(gpt2, counts)
         rates[name] = sum(map(len, batches)) / measured.seconds
-        shares[name] = work / measured.seconds / ceilings[program.precision]
+        shares[name] = necessary_work(gpt2, counts) / measured.seconds / ceilings[program.precision]
         peaks[name] = measured.peak_bytes / 2**30
-        losses[name] = measured.result
+    times: dict[str, StepTimes] = {name: measured.result for name, measured in found.items()}
+    steps = len(next(iter(programs.values())).inputs.steps)
 
-    def compared(values: Mapping[str, float], what: str, unit: str, *, more_is_better: bool) -> list[Row]:
+    def compared(values: Mapping[str, float | None], what: str, unit: str, *, more_is_better: bool) -> list[Row]:
         rows = []
         for name, value in values.items():
-            own = values[f"ours, {programs[name].precision}"]
-            ratio = own / value if more_is_better else value / own
-            rows.append(Row(name + what, round(value, 3), unit, round(ratio, 3)))
+            own = values.get(f"ours, {programs[name].precision}")
+            if value is not None:
+                ratio = None if not own or not value else own / value if more_is_better else value / own
+                rows.append(Row(name + what, round(value, 3), unit, None if ratio is None else round(ratio, 3)))
         return rows
+
+    def per_step(part: Callable[[StepTimes], float | None], what: str, unit: str = "") -> list[Row]:
+        values = {name: None if (whole := part(time)) is None else whole / steps for name, time in times.items()}
+        return compared(values, what, unit, more_is_better=False)
 
     return [
         *compared(rates, "", "examples/s", more_is_better=True),
         *_gains(rates),
+        *per_step(lambda time: 1e3 * time.seconds, ": step", "ms"),
+        *per_step(lambda time: None if time.busy_seconds is None else 1e3 * time.busy_seconds, ": GPU busy", "ms/step"),
+        *per_step(lambda time: time.kernels, ": kernels", "per step"),
+        *per_step(lambda time: time.launches, ": launches", "per step"),
         *compared(shares, ": share of the matmul ceiling", "", more_is_better=True),
         *compared(peaks, ": peak memory", "GiB", more_is_better=False),
-        *compared(losses, ": mean loss", "nats/token", more_is_better=False),
+        *compared({n: time.loss for n, time in times.items()}, ": mean loss", "nats/token", more_is_better=False),
     ]
 
 

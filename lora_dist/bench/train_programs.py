@@ -8,7 +8,6 @@ attention implementations, no gradient norm without clipping, batches collated i
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,8 @@ from transformers import GPT2LMHeadModel, PrinterCallback, TrainerCallback, Trai
 from transformers import Trainer as HuggingFaceTrainer
 from transformers.utils import logging as transformers_logging
 
-from lora_dist.bench.machine import bench_device, now
+from lora_dist.bench.machine import bench_device
+from lora_dist.bench.stopwatch import StepTimes, Stopwatch, time_steps
 from lora_dist.config import Precision, Settings
 from lora_dist.data.sampler import Indices, global_batch, training_order
 from lora_dist.data.tokens import TokenizedExamples
@@ -32,6 +32,7 @@ from lora_dist.model.base import DTYPES
 from lora_dist.model.lora import PEFT_PREFIX
 from lora_dist.run_dir import RunDir
 from lora_dist.training.determinism import reproducible
+from lora_dist.training.step import OptimizerStep
 from lora_dist.training.trainer import Trainer
 
 NumberFormat = Literal["fp32", "autocast", "bf16"]
@@ -64,67 +65,70 @@ class TrainInputs:
         return [global_batch(order, number, cfg.global_batch_size) for number in self.steps]
 
 
-def ours(inputs: TrainInputs, precision: Precision) -> tuple[float, float]:
-    """Time the steps in this package; return seconds and mean loss."""
+def ours(inputs: TrainInputs, precision: Precision, cuda_graphs: Literal["auto", "off"]) -> tuple[float, StepTimes]:
+    """Time the steps in this package."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = MIXED_PRECISION[precision]
-    settings = replace(inputs.settings, train=replace(inputs.settings.train, epochs=ENDLESS))
-    cfg = settings.train
+    cfg = replace(inputs.settings.train, cuda_graphs=cuda_graphs)
     with (
         tempfile.TemporaryDirectory(prefix="lora-dist-") as folder,
         world(str(bench_device())) as here,
         reproducible(cfg.seed, deterministic=cfg.deterministic),
     ):
-        trainer = Trainer(settings, RunDir(Path(folder, "run")), here)
+        trainer = Trainer(replace(inputs.settings, train=cfg), RunDir(Path(folder, "run")), here)
+        peak = replace(cfg, epochs=ENDLESS)
+        make = OptimizerStep(trainer.strategy, inputs.examples, peak, trainer.shapes, inputs.pad_id, here)
 
         def step(k: int) -> Tensor:
-            done = trainer.step(inputs.steps[k])
+            done = make(inputs.steps[k])
             return done.sums[0] / done.labels
 
-        return _time_second_pass(step, len(inputs.steps))
+        times = time_steps(step, len(inputs.steps))
+        return times.seconds, times
 
 
 def peft_trainer(
-    inputs: TrainInputs, number_format: NumberFormat, pad_to: int | None, label_mrs: bool
-) -> tuple[float, float]:
-    """Time the steps in PEFT's layers and transformers' Trainer; return seconds and mean loss.
+    inputs: TrainInputs, number_format: NumberFormat, pad_to: int | None, label_mrs: bool, compiled: bool = False
+) -> tuple[float, StepTimes]:
+    """Time the steps in PEFT's layers and transformers' Trainer.
 
     Args:
         inputs: model, adapter and steps.
         number_format: formats of weights and products.
         pad_to: tokens that each example is padded to at least; None is the longest example of its batch.
         label_mrs: whether the meaning representations have labels too.
+        compiled: whether to use torch.compile.
     """
     from peft import PeftModel
 
     warnings.simplefilter("ignore")  # transformers warns about names that its Trainer itself uses
     if bench_device().type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed, which the Trainer imports, warns that it found no GPU
-    times = list[float]()
+    watch = Stopwatch(len(inputs.steps))
     model = PeftModel.from_pretrained(_gpt2(inputs, number_format), inputs.adapter, is_trainable=True)
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-            if state.global_step in (len(inputs.steps), 2 * len(inputs.steps)):
-                times.append(now())
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            watch.step_done()
 
     trainer = HuggingFaceTrainer(
         model,
-        _training_arguments(inputs, bf16=number_format != "fp32"),
+        _training_arguments(inputs, watch.total_steps, bf16=number_format != "fp32", compiled=compiled),
         data_collator=lambda chosen: pad_examples(inputs, np.array(chosen), pad_to, label_mrs),
-        train_dataset=np.concatenate(inputs.batches() * 2).tolist(),
+        train_dataset=np.concatenate(inputs.batches() * (watch.total_steps // watch.steps)).tolist(),
         callbacks=[Clock()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    return times[1] - times[0], float(losses[1])
+    times = watch.times(float(losses[watch.rounds]))
+    return times.seconds, times
 
 
-def _training_arguments(inputs: TrainInputs, *, bf16: bool) -> TrainingArguments:
+def _training_arguments(inputs: TrainInputs, steps: int, *, bf16: bool, compiled: bool) -> TrainingArguments:
     cfg = inputs.settings.train
     return TrainingArguments(
         output_dir=str(inputs.adapter / "trainer"),
-        max_steps=2 * len(inputs.steps),
+        max_steps=steps,
         per_device_train_batch_size=cfg.global_batch_size,
         learning_rate=cfg.learning_rate,
         lr_scheduler_type="constant",
@@ -133,6 +137,7 @@ def _training_arguments(inputs: TrainInputs, *, bf16: bool) -> TrainingArguments
         max_grad_norm=cfg.max_grad_norm or 0.0,
         seed=cfg.seed,
         bf16=bf16,
+        torch_compile=compiled,
         use_cpu=bench_device().type == "cpu",
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
@@ -143,12 +148,8 @@ def _training_arguments(inputs: TrainInputs, *, bf16: bool) -> TrainingArguments
     )
 
 
-def loralib(inputs: TrainInputs, number_format: NumberFormat) -> tuple[float, float]:
-    """Time the steps in the LoRA authors' layers and a plain loop, padded to `FIXED_LENGTH`.
-
-    Returns:
-        Seconds and mean loss.
-    """
+def loralib(inputs: TrainInputs, number_format: NumberFormat) -> tuple[float, StepTimes]:
+    """Time the steps in the LoRA authors' layers and a plain loop, padded to `FIXED_LENGTH`."""
     import loralib as authors
 
     lora, cfg = inputs.settings.lora, inputs.settings.train
@@ -185,7 +186,8 @@ def loralib(inputs: TrainInputs, number_format: NumberFormat) -> tuple[float, fl
         optimizer.zero_grad()
         return loss.detach()
 
-    return _time_second_pass(step, len(batches))
+    times = time_steps(step, len(batches))
+    return times.seconds, times
 
 
 def pad_examples(inputs: TrainInputs, chosen: Indices, pad_to: int | None, label_mrs: bool) -> dict[str, Tensor]:
@@ -217,12 +219,3 @@ def _gpt2(inputs: TrainInputs, number_format: NumberFormat) -> GPT2LMHeadModel:
         use_cache=False,
         **own,
     )
-
-
-def _time_second_pass(step: Callable[[int], Tensor], steps: int) -> tuple[float, float]:
-    """Make `steps` steps twice; return the seconds and the mean loss of the second time."""
-    for k in range(steps):
-        step(k)
-    start = now()
-    losses = [step(k) for k in range(steps)]
-    return now() - start, float(torch.stack(losses).mean())

@@ -44,6 +44,18 @@ class BenchDecodeCommand(JsonCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchEpochsCommand(JsonCommand, Settings):
+    """Time of a whole training, extrapolated from a short one, and its peak memory compared with the planned."""
+
+    shape: Literal["small", "medium"] | None = None
+    """Use random weights of GPT-2's published shape instead of the model's; its tokenizer is still used."""
+    updates: int = 300
+    """Optimizer steps to time, after a third as many for a warm-up; a multiple of 3."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """CPU threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchScalingCommand(JsonCommand, Settings):
     """Training examples per second of one process and of two, each with one thread, and their communication time."""
 
@@ -61,8 +73,10 @@ class BenchTrainCommand(JsonCommand, Settings):
 
     shape: Literal["small", "medium"] | None = None
     """Use random weights of GPT-2's published shape instead of the model's; its tokenizer is still used."""
-    updates: int = 3
-    """Optimizer steps to time, after the same steps as a warm-up."""
+    updates: int | None = None
+    """Optimizer steps to time, after the same steps as a warm-up; None is 3 on a CPU and 50 on a GPU."""
+    programs: tuple[str, ...] = ()
+    """Measure only programs whose names begin so, such as "ours, bf16" "PEFT"; by default all of them."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads of each program."""
 
@@ -78,7 +92,7 @@ def bench(argv: Sequence[str]) -> int:
     """
     name, rest = (argv[0] if argv else ""), argv[1:]
     if name in ("-h", "--help"):
-        print("usage: lora-dist bench {decode,scaling,score,train} [settings]\n")
+        print(f"usage: lora-dist bench {{{','.join(_BENCHMARKS)}}} [settings]\n")
         print("\n".join(f"{name:<8} {command.__doc__}" for name, (command, _) in _BENCHMARKS.items()))
         return 0
     if name not in _BENCHMARKS:
@@ -100,6 +114,13 @@ def _decode(argv: Sequence[str]) -> Measured:
     return rows, command.json
 
 
+def _epochs(argv: Sequence[str]) -> Measured:
+    command = parse_with_preset(BenchEpochsCommand, "bench epochs", BenchEpochsCommand.__doc__, argv)
+    from lora_dist.bench.epochs import bench_epochs
+
+    return bench_epochs(command.sections(), command.shape, command.updates, command.threads), command.json
+
+
 def _scaling(argv: Sequence[str]) -> Measured:
     from lora_dist.bench.scaling import bench_scaling
 
@@ -118,11 +139,14 @@ def _train(argv: Sequence[str]) -> Measured:
     command = parse_with_preset(BenchTrainCommand, "bench train", BenchTrainCommand.__doc__, argv)
     from lora_dist.bench.train import bench_train
 
-    return bench_train(command.sections(), command.shape, command.updates, command.threads), command.json
+    return bench_train(
+        command.sections(), command.shape, command.updates, command.threads, command.programs
+    ), command.json
 
 
 _BENCHMARKS: dict[str, tuple[type[LogSettings], Callable[[Sequence[str]], Measured]]] = {
     "decode": (BenchDecodeCommand, _decode),
+    "epochs": (BenchEpochsCommand, _epochs),
     "scaling": (BenchScalingCommand, _scaling),
     "score": (BenchScoreCommand, _score),
     "train": (BenchTrainCommand, _train),

@@ -103,10 +103,11 @@ def _explain(error: BaseException) -> tuple[int, str]:
         remedy = "name another place, or ask its owner for the right"
         return USER_ERROR, f"{error.filename} cannot be used ({error.strerror}): {remedy}"
     if any(sign in f"{type(error).__name__}: {error}" for sign in OUT_OF_MEMORY):
+        first_line = next(iter(str(error).splitlines()), "")
         return 1, (
             "out of memory; complete checkpoints are kept. Try more --train.accumulation-steps, "
-            "--train.gradient-checkpointing, a smaller --decode.batch-tokens, or accelerate_configs/zero3.yaml "
-            f"(lora-dist plan shows what is needed): {next(iter(str(error).splitlines()), '')}"
+            "--train.gradient-checkpointing, --train.cuda-graphs off, a smaller --decode.batch-tokens, or "
+            f"accelerate_configs/zero3.yaml (lora-dist plan shows what is needed): {first_line}"
         )
     raise error
 

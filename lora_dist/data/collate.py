@@ -1,103 +1,83 @@
-"""Turn examples into a batch of tensors, and compute its size."""
+"""Turn examples into a batch of tensors."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lora_dist.data.sampler import Indices
+from lora_dist.data.shapes import BatchShape, Contents, Shapes, StaticShapes
 from lora_dist.data.tokens import TokenizedExamples
+
+IGNORE = -1
+"""Label of a slot without one."""
+
+INDICES = ("tokens", "positions", "pad_index", "pad_inverse", "loss_index", "loss_inverse", "labels")
+"""The fields of a batch that every batch has, all int64."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """The examples of one forward pass, concatenated without their last tokens, followed by padding tokens."""
 
+    shape: BatchShape
     tokens: Tensor
     """Token ids: (tokens,)."""
     positions: Tensor
     """Position of each token in its example: (tokens,)."""
     pad_index: Tensor
     """Place of each token when rows are padded to one length, an index below rows * length: (tokens,)."""
+    pad_inverse: Tensor
+    """The token at each of these places, -1 at a free place: (rows * length,)."""
     loss_index: Tensor
     """Indices of the tokens that predict a label, padded with others at the end: (outputs,)."""
+    loss_inverse: Tensor
+    """The place of each token in `loss_index`, -1 for those that are not in it: (tokens,)."""
     labels: Tensor
-    """Target tokens of the first `len(labels)` entries of `loss_index`: (labels,)."""
+    """Target tokens of the first entries of `loss_index`, padded with `IGNORE`: (labels,)."""
     segments: Tensor | None
     """Reference that each token of a row belongs to, from 1; 0 is the MR, which all of them attend to, and -1 padding:
     (rows, length). None if each row is one example."""
-    rows: int
-    """Examples, or groups of examples that share an MR."""
-    length: int
-    """Tokens of the longest row, rounded up."""
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on `device`."""
-        moved: dict[str, Any] = {n: v.to(device) for n, v in self.named().items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        """Return the batch on `device`; to a GPU it goes in one copy, which the host does not wait for."""
+        if device == self.tokens.device:
+            return self
+        segments = None if self.segments is None else self.segments.to(device)
+        return replace(self.unpack(self.pack().to(device, non_blocking=True)), segments=segments)
 
-    def named(self) -> dict[str, Any]:
-        """Return the fields by name, which are the keyword arguments of `loss.ReferenceLoss`."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def pack(self) -> Tensor:
+        """Concatenate the fields `INDICES` in memory that a GPU can copy from by itself: (n,)."""
+        packed = torch.cat([getattr(self, name) for name in INDICES])
+        return packed.pin_memory() if torch.cuda.is_available() else packed
 
-
-@dataclass(frozen=True)
-class BatchShape:
-    """The sizes of a batch."""
-
-    tokens: int
-    """Tokens, including padding."""
-    rows: int
-    """Examples, or groups of examples that share an MR."""
-    length: int
-    """Tokens of the longest row, rounded up."""
-    outputs: int
-    """Tokens whose last hidden state is computed."""
-    labels: int
-    """Tokens to predict."""
-
-
-def no_examples(pad_id: int) -> Batch:
-    """Return a batch without labels, for a rank that has no examples but must take part in collectives."""
-    none, zero = torch.empty(0, dtype=torch.long), torch.zeros(1, dtype=torch.long)
-    return Batch(torch.tensor([pad_id]), zero, zero, none, none, None, rows=1, length=1)
-
-
-def batch_shape(rows: int, tokens: int, longest: int, labels: int, multiple: int) -> BatchShape:
-    """Compute the shape of the batch that `collate` makes of at least one row.
-
-    Args:
-        rows: examples, or groups of examples that share an MR.
-        tokens: tokens of all rows, without the examples' last ones.
-        longest: tokens of the longest row, counted in the same way.
-        labels: tokens to predict.
-        multiple: tokens, outputs and the row length are rounded up to a multiple of this.
-    """
-    padded = _round_up(tokens, multiple)
-    # The rows together need free places for the padding tokens.
-    length = max(_round_up(longest, multiple), _round_up(-(-padded // rows), multiple))
-    return BatchShape(padded, rows, length, min(padded, _round_up(labels, multiple)), labels)
+    def unpack(self, packed: Tensor) -> "Batch":
+        """Return a batch of the same shape whose fields are views of `packed` (n,); inverts `pack`."""
+        parts = torch.split(packed, [len(getattr(self, name)) for name in INDICES])
+        fields: dict[str, Any] = dict(zip(INDICES, parts, strict=True))
+        return replace(self, **fields)
 
 
 def collate(
-    examples: TokenizedExamples, indices: Indices, pad_id: int, multiple: int, *, share_mrs: bool = False
+    examples: TokenizedExamples, indices: Indices, pad_id: int, shapes: Shapes, *, share_mrs: bool = False
 ) -> Batch:
-    """Concatenate examples and pad them to a multiple; padding is not attended to and predicts no label.
+    """Concatenate examples and pad them; padding is not attended to and predicts no label.
 
     Args:
         examples: the corpus.
-        indices: the examples of the batch: (n,).
+        indices: the examples of the batch; none if a rank has none but must take part in collectives: (n,).
         pad_id: token id of the padding.
-        multiple: see `batch_shape`.
+        shapes: chooses the shape of the batch.
         share_mrs: combine neighbours with the same MR into one row: the MR once, then `<|ref|>` and reference of each.
             Their positions are those of separate rows.
     """
-    if not len(indices):
-        return no_examples(pad_id)
     mrs, prompts = examples.mrs[indices], examples.prompt_lengths[indices]
-    leads = np.append(True, mrs[1:] != mrs[:-1]) if share_mrs else np.ones(len(indices), bool)
+    leads = np.ones(len(indices), bool)
+    if share_mrs:
+        leads[1:] = mrs[1:] != mrs[:-1]
     offsets = np.where(leads, 0, prompts - 1)  # first token of each example that its row does not have yet
     lengths = examples.lengths[indices] - 1 - offsets
     begins = np.cumsum(lengths) - lengths
@@ -106,29 +86,54 @@ def collate(
     places = np.arange(len(owner))
     positions = offsets[owner] + places - begins[owner]
     sources = examples.starts[indices][owner] + positions
-    labels = int(examples.label_counts[indices].sum())
-    shape = batch_shape(len(firsts), len(places), int(np.add.reduceat(lengths, firsts).max()), labels, multiple)
+    predicts = positions >= prompts[owner] - 1
+    longest = int(np.add.reduceat(lengths, firsts).max()) if len(firsts) else 0
+    shape = shapes.fit(Contents(len(firsts), len(places), longest, int(predicts.sum())))
     pad_index = rows[owner] * shape.length + places - begins[firsts][rows][owner]
-    padding = shape.tokens - len(places)
-    free = np.setdiff1d(np.arange(shape.rows * shape.length), pad_index, assume_unique=True)
-    predicts = np.append(positions >= prompts[owner] - 1, np.zeros(padding, bool))
     segments = None
     if not leads.all():
         segments = torch.full((shape.rows, shape.length), -1)
-        references = np.where(predicts[: len(owner)], owner - firsts[rows][owner] + 1, 0)
+        references = np.where(predicts, owner - firsts[rows][owner] + 1, 0)
         segments.view(-1)[torch.from_numpy(pad_index)] = torch.from_numpy(references)
-    loss_index, others = np.flatnonzero(predicts), np.flatnonzero(~predicts)
+    padding = shape.tokens - len(places)
+    pad_index, pad_inverse = _complete(pad_index, shape.tokens, shape.rows * shape.length)
+    loss_index, loss_inverse = _complete(np.flatnonzero(predicts), shape.outputs, shape.tokens)
+    labels = examples.ids[sources[predicts] + 1]
     return Batch(
-        tokens=torch.from_numpy(np.append(examples.ids[sources], np.full(padding, pad_id)).astype(np.int64)),
-        positions=torch.from_numpy(np.append(positions, np.zeros(padding, np.int64))),
-        pad_index=torch.from_numpy(np.append(pad_index, free[:padding])),
-        loss_index=torch.from_numpy(np.append(loss_index, others[: shape.outputs - len(loss_index)])),
-        labels=torch.from_numpy(examples.ids[sources[loss_index] + 1].astype(np.int64)),
+        shape=shape,
+        tokens=_padded(examples.ids[sources], padding, pad_id),
+        positions=_padded(positions, padding, 0),
+        pad_index=torch.from_numpy(pad_index),
+        pad_inverse=torch.from_numpy(pad_inverse),
+        loss_index=torch.from_numpy(loss_index),
+        loss_inverse=torch.from_numpy(loss_inverse),
+        labels=_padded(labels, shape.labels - len(labels), IGNORE),
         segments=segments,
-        rows=shape.rows,
-        length=shape.length,
     )
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def padding_batch(examples: TokenizedExamples, pad_id: int, shape: BatchShape) -> Batch:
+    """Return a batch of a given shape that is all padding."""
+    return collate(examples, np.empty(0, np.int64), pad_id, StaticShapes((shape,)))
+
+
+def _complete(index: Indices, size: int, places: int) -> tuple[Indices, Indices]:
+    """Append the first free places to distinct ones until there are `size`, and invert the result.
+
+    Args:
+        index: distinct places: (n,).
+        size: entries to return, n <= size <= places.
+        places: number of places.
+
+    Returns:
+        The index (size,), and its inverse, -1 at a place that is not in it: (places,).
+    """
+    inverse = np.full(places, -1)
+    inverse[index] = np.arange(len(index))
+    free = np.flatnonzero(inverse < 0)[: size - len(index)]
+    inverse[free] = np.arange(len(index), size)
+    return np.append(index, free), inverse
+
+
+def _padded(values: npt.NDArray[np.integer[Any]], padding: int, value: int) -> Tensor:
+    return torch.from_numpy(np.append(values, np.full(padding, value)).astype(np.int64))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,17 +32,17 @@ class TokenizedExamples:
     def __len__(self) -> int:
         return len(self.prompt_lengths)
 
-    @property
+    @cached_property
     def lengths(self) -> Indices:
         """Tokens of each example: (examples,)."""
         return np.diff(self.starts)
 
-    @property
+    @cached_property
     def label_counts(self) -> Indices:
         """Tokens of each example that the model learns to predict, including `<eos>`: (examples,)."""
         return self.lengths - self.prompt_lengths
 
-    @property
+    @cached_property
     def work(self) -> Indices:
         """Cost of training on each example, in units of half a token: (examples,).
 

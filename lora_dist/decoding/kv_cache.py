@@ -8,6 +8,7 @@ that no beam can see any more are removed every few steps.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -145,6 +146,7 @@ class KVCache:
             mixed = kernels.cached_attention(query, keys, values, mask)
             return mixed.transpose(1, 2).reshape(prompts * length, -1)
 
-        hidden = run_body(self._model.body, tokens.flatten(), positions.flatten(), attend, output_index)
+        take = None if output_index is None else partial(torch.index_select, dim=0, index=output_index)
+        hidden = run_body(self._model.body, tokens.flatten(), positions.flatten(), attend, take)
         self._used = stop
         return self._model.projection.logits(hidden, self._logits_buffer[: len(hidden)])

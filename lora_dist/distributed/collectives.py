@@ -140,14 +140,34 @@ class SharedCounter:
         return self._value
 
 
-def received_signal(world: World, request: StopRequest) -> str | None:
-    """Return on all ranks the signal that any rank received, None without one. Collective: call on all ranks."""
-    if world.control_group is None:
-        return request.signal
-    numbers = torch.tensor([signal.Signals[request.signal] if request.signal else 0])
-    dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=world.control_group)
-    number = int(numbers[0])
-    return signal.Signals(number).name if number else None
+class StopPoll:
+    """Asks in each step whether any rank received a signal, without waiting for the other ranks.
+
+    The answer of a step is that to the question of the step before, so it is the same on all ranks and long known.
+    """
+
+    def __init__(self, world: World, request: StopRequest) -> None:
+        """Set up the poll for the signals that `request` records."""
+        self._world, self._request = world, request
+        self._pending: list[tuple[dist.Work, Tensor]] = []
+
+    def __call__(self, *, wait: bool = False) -> str | None:
+        """Return on all ranks the signal that any rank received, None without one. Collective: call on all ranks.
+
+        Args:
+            wait: whether to wait for this question's answer too.
+        """
+        if self._world.control_group is None:
+            return self._request.signal
+        own = torch.tensor([signal.Signals[self._request.signal] if self._request.signal else 0])
+        work = dist.all_reduce(own, op=dist.ReduceOp.MAX, group=self._world.control_group, async_op=True)
+        questions = [*self._pending, (work, own)]
+        self._pending = [] if wait else questions[-1:]
+        number = 0
+        for question, answer in questions[: len(questions) - len(self._pending)]:
+            question.wait()
+            number = max(number, int(answer[0]))
+        return signal.Signals(number).name if number else None
 
 
 def sum_over_ranks(world: World, values: Tensor) -> Tensor:

@@ -81,6 +81,11 @@ class World:
         return int(self.accelerator.state.deepspeed_plugin.zero_stage) if uses_deepspeed() else 0
 
     @property
+    def offload(self) -> bool:
+        """Whether DeepSpeed keeps the optimizer state in the host's memory."""
+        return uses_deepspeed() and self.accelerator.state.deepspeed_plugin.offload_optimizer_device != "none"
+
+    @property
     def strategy(self) -> str:
         """`single`, `ddp`, `zero1`, `zero2` or `zero3`."""
         if uses_deepspeed():

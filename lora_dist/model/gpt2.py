@@ -22,7 +22,7 @@ def run_body(
     tokens: Tensor,
     positions: Tensor,
     attend: Callable[[int, Tensor], Tensor],
-    output_index: Tensor | None = None,
+    take_outputs: Callable[[Tensor], Tensor] | None = None,
     *,
     gradient_checkpointing: bool = False,
 ) -> Tensor:
@@ -34,17 +34,16 @@ def run_body(
         positions: position of each token in its text: (tokens,).
         attend: attention of a layer, given its number and the fused queries, keys and values (tokens, 3 width):
             (tokens, width).
-        output_index: indices of the tokens whose result is needed: (outputs,). The last layer computes no others after
-            its attention. None is all of them.
+        take_outputs: selects the tokens whose result is needed, from (tokens, width) to (outputs, width). The last
+            layer computes no others after its attention. None keeps all of them.
         gradient_checkpointing: keep only each layer's input for backward, which then recomputes the layer.
     """
 
     def layer(number: int, hidden: Tensor) -> Tensor:
         block = body.h[number]
         mixed = attend(number, block.attn.c_attn(block.ln_1(hidden)))
-        if output_index is not None and number == len(body.h) - 1:
-            inverse = inverse_index(output_index, len(hidden))
-            hidden, mixed = take_rows(hidden, output_index, inverse), take_rows(mixed, output_index, inverse)
+        if take_outputs is not None and number == len(body.h) - 1:
+            hidden, mixed = take_outputs(hidden), take_outputs(mixed)
         hidden = hidden + block.attn.resid_dropout(block.attn.c_proj(mixed))
         result: Tensor = hidden + block.mlp(block.ln_2(hidden))
         return result
@@ -87,27 +86,35 @@ def causal_attention(
     return kernels.attention(query, key, value, visible, dropout).transpose(1, 2).reshape(rows, length, -1)
 
 
-def inverse_index(index: Tensor, rows: int) -> Tensor:
-    """Invert `index` (n,): the place in it of each of `rows` rows, or n for an absent row: (rows,)."""
-    size = len(index)
-    return index.new_full((rows,), size).scatter_(0, index, torch.arange(size, device=index.device))
+class RowIndex:
+    """Distinct rows of a matrix, in any order, and the inverse of this index, which gradients need."""
+
+    def __init__(self, index: Tensor, inverse: Tensor) -> None:
+        """Prepare the inverse, once for all uses.
+
+        Args:
+            index: the rows, none twice: (n,).
+            inverse: the place of each row of the matrix in `index`, -1 for an absent row: (rows,).
+        """
+        self.index = index
+        self.inverse = inverse.clamp(min=0)
+        """The inverse with an arbitrary place for absent rows: (rows,)."""
+        self.absent = (inverse < 0)[:, None]
+        """Whether a row is not in `index`: (rows, 1)."""
 
 
-def take_rows(values: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-    """Gather distinct rows of a matrix: (n, width).
-
-    Args:
-        values: the matrix: (rows, width).
-        index: the rows to gather, none twice: (n,).
-        inverse: see `inverse_index`: (rows,).
-    """
-    taken: Tensor = _TakeRows.apply(values, index, inverse)  # type: ignore[no-untyped-call]
+def take_rows(values: Tensor, rows: RowIndex) -> Tensor:
+    """Gather the n rows of an index from a matrix (rows, width): (n, width)."""
+    taken: Tensor = _TakeRows.apply(values, rows)  # type: ignore[no-untyped-call]
     return taken
 
 
-def pad_rows(values: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-    """Invert `take_rows`: put `values` (n, width) at rows `index` (n,) of a zero matrix (rows, width)."""
-    padded: Tensor = _PadRows.apply(values, index, inverse)  # type: ignore[no-untyped-call]
+def pad_rows(values: Tensor, rows: RowIndex) -> Tensor:
+    """Invert `take_rows`: put `values` (n, width) at the rows of an index in a matrix (rows, width).
+
+    Absent rows are copies of one of the others, which no result and no gradient may depend on.
+    """
+    padded: Tensor = _PadRows.apply(values, rows)  # type: ignore[no-untyped-call]
     return padded
 
 
@@ -118,33 +125,26 @@ class _TakeRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return values.index_select(0, index)
+    def forward(ctx: Any, values: Tensor, rows: RowIndex) -> Tensor:
+        ctx.rows = rows
+        return values.index_select(0, rows.index)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return _rows_or_zeros(gradient, inverse), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.index_select(0, ctx.rows.inverse).masked_fill_(ctx.rows.absent, 0.0), None
 
 
 class _PadRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        return _rows_or_zeros(values, inverse)
+    def forward(ctx: Any, values: Tensor, rows: RowIndex) -> Tensor:
+        ctx.rows = rows
+        return values.index_select(0, rows.inverse)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (index,) = ctx.saved_tensors
-        return gradient.index_select(0, index), None, None
-
-
-def _rows_or_zeros(values: Tensor, rows: Tensor) -> Tensor:
-    """Gather `rows` (m,) of `values` (n, width), where row n is zeros: (m, width)."""
-    return torch.cat([values, values.new_zeros(1, values.shape[1])]).index_select(0, rows)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.index_select(0, ctx.rows.index), None
 
 
 def fuse_activation(body: GPT2Model) -> None:

@@ -6,7 +6,7 @@ changes per step are too small for bf16. A fused `c_attn` (q, k and v in one mat
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,10 @@ class LoraConv1D(nn.Module):
             b = torch.randn(out_features, rank, generator=generator) / rank
         self.lora_A = nn.Parameter(a.to(weight.device))
         self.lora_B = nn.Parameter(b.to(weight.device))
+        self.mask: Tensor | None = None
+        """Dropout mask of the next forward pass, see `draw_masks`; None draws one in the pass."""
+        self.adds_in_place = False
+        """Whether the result of `base` may be changed in place, which saves a copy of it."""
         self._unmerged: Tensor | None = None
         self.train(base.training)
 
@@ -51,9 +55,12 @@ class LoraConv1D(nn.Module):
             return out
         scaling, a, b = self.scaling, self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
         if self.training and self.dropout > 0:
-            x = x * keep_mask(x, self.dropout)
+            mask, self.mask = self.mask, None
+            x = x * (keep_mask(x.shape, self.dropout, x.dtype, x.device) if mask is None else mask)
             scaling /= 1 - self.dropout
         hidden = F.linear(x, a)
+        if self.adds_in_place:
+            return out.addmm_(hidden, b.t(), alpha=scaling)
         flat = torch.addmm(out.view(-1, b.shape[0]), hidden.view(-1, b.shape[1]), b.t(), alpha=scaling)
         return flat.view(out.shape)
 
@@ -81,15 +88,33 @@ class LoraConv1D(nn.Module):
         return weight
 
 
-def keep_mask(x: Tensor, dropout: float) -> Tensor:
-    """Draw a dropout mask in the shape and dtype of `x`: 1 keeps an element, 0 drops it.
+def keep_mask(shape: Sequence[int], dropout: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Draw a dropout mask of any shape and dtype: 1 keeps an element, 0 drops it.
 
     The probability is rounded to a multiple of 2**-16, as four decisions come from one random 64-bit integer. Torch's
     own dropout draws one integer per element, which on a CPU takes longer than the product with A.
     """
-    drawn = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    quarters = drawn.view(torch.int16)[: x.numel()].view(x.shape)
-    return torch.ge(quarters, round(2**16 * dropout) - 2**15, out=torch.empty_like(x, requires_grad=False))
+    size = math.prod(shape)
+    drawn = torch.empty(math.ceil(size / 4), dtype=torch.int64, device=device).random_(-(2**63), None)
+    quarters = drawn.view(torch.int16)[:size].view(shape)
+    return torch.ge(quarters, round(2**16 * dropout) - 2**15, out=torch.empty(shape, dtype=dtype, device=device))
+
+
+def draw_masks(layers: Sequence[LoraConv1D], rows: Sequence[int], dtype: torch.dtype) -> None:
+    """Draw the dropout masks of several layers at once, each for the layer's next forward pass.
+
+    Args:
+        layers: the layers, all with the same dropout.
+        rows: rows that each of them will get: (layers,).
+        dtype: of their inputs.
+    """
+    if not layers or layers[0].dropout == 0:
+        return
+    shapes = [(size, layer.lora_A.shape[1]) for layer, size in zip(layers, rows, strict=True)]
+    sizes = [math.prod(shape) for shape in shapes]
+    drawn = keep_mask((sum(sizes),), layers[0].dropout, dtype, layers[0].lora_A.device)
+    for layer, shape, mask in zip(layers, shapes, torch.split(drawn, sizes), strict=True):
+        layer.mask = mask.view(shape)
 
 
 def inject(model: nn.Module, settings: LoraSettings, seed: int, source: str = "--lora.targets") -> None:

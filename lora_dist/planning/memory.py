@@ -1,7 +1,7 @@
 """Peak memory and communication volume of a process of a training, computed from shapes only.
 
-The tensors are exact: weights, adapter, gradients and optimizer state by their sizes, activations by following our
-forward pass as autograd does (tests compare with what it saves). On a CPU, the memory of the process itself is added:
+The tensors are exact: weights, adapter, gradients and optimizer state by their sizes, activations as `activations.py`
+computes them (tests compare with what autograd saves). On a CPU, the memory of the process itself is added:
 libraries, tokenizer, corpus, kernels compiled for each shape of a matrix product, and heap fragmentation. These are
 constants measured with GPT-2 Small on Linux and glibc. So on a CPU the sum is right within 15 %, but not each part
 (tests compare with the peaks of trainings). On a GPU the sum is a lower bound, as CUDA's own context and the reserve of
@@ -11,14 +11,8 @@ torch's allocator are not included.
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from torch import nn
-from transformers import GPT2LMHeadModel
-
 from lora_dist.config import Precision
-from lora_dist.data.collate import BatchShape
 from lora_dist.distributed.launcher import Strategy
-from lora_dist.model.lora import LoraConv1D
-from lora_dist.training.loss import MAX_LOGITS
 
 Kind = Literal["cpu", "cuda"]
 
@@ -87,6 +81,8 @@ class Memory:
     """Trainable parameters in fp32, under ZeRO also the partition that this process updates."""
     gradients: int
     """Their gradients in fp32, and the buckets in which they are reduced."""
+    graphs: int
+    """The gradient as CUDA graphs write it."""
     moments: int
     """AdamW's two moments in fp32, under ZeRO this process' partition of them."""
     activations: int
@@ -108,12 +104,17 @@ class Memory:
         return sum(getattr(self, part.name) for part in fields(self))
 
 
-def memory(strategy: Strategy | None, work: Workload) -> Memory:
-    """Compute the peak memory of a process under `strategy`; None is one process without a launcher.
+def memory(strategy: Strategy | None, work: Workload, *, captured: bool) -> Memory:
+    """Compute the peak memory of a process.
 
     What DeepSpeed allocates is read from its stage_1_and_2.py and stage3.py, with the buckets of
     `training/strategy.py`. ZeRO-1 and -2 keep the whole adapter and a copy of their partition. ZeRO-3 frees no weight
     that is used again within 10^9 elements, so it keeps all of a GPT-2 from the first use to the last.
+
+    Args:
+        strategy: how to train; None is one process without a launcher.
+        work: what the process stores and computes.
+        captured: whether its steps are captured as CUDA graphs.
     """
     stage, offload = (0, False) if strategy is None else (strategy.zero_stage, strategy.offload)
     on_cpu, partitioned = work.kind == "cpu", stage == 3
@@ -132,6 +133,7 @@ def memory(strategy: Strategy | None, work: Workload) -> Memory:
         "gathering": gathered if on_cpu else max(0, gathered - temporary),
         "adapter": adapter + copies * partition,
         "gradients": adapter * (2 if with_bucket else 1) + partition * (2 if stage == 2 else 1),
+        "graphs": adapter if captured else 0,
         "moments": 0 if on_host else 2 * (partition or adapter),
         "activations": work.activations,
         "logits": work.logits,
@@ -170,77 +172,3 @@ def bytes_sent(strategy: Strategy | None, work: Workload, accumulation_steps: in
         3: accumulation_steps * (gradient + frozen) + gradient,
     }
     return volumes[strategy.zero_stage] * (work.processes - 1) // work.processes
-
-
-def logits_bytes(shape: BatchShape, vocabulary: int, precision: Precision, kind: Kind) -> int:
-    """Compute the bytes of the buffers of (labels, vocabulary) in `loss.LossHead`."""
-    rows = max(1, MAX_LOGITS // vocabulary)
-    as_fp32 = min(shape.labels, rows) * 4 if kind == "cuda" and precision != "fp32" else 0
-    return (min(shape.outputs, rows) * BYTES[precision] + as_fp32) * vocabulary
-
-
-def saved_bytes(model: GPT2LMHeadModel, shape: BatchShape, precision: Precision, kind: Kind) -> int:
-    """Compute the bytes that autograd keeps for backward of a forward pass of `loss.ReferenceLoss`.
-
-    Nothing is kept before the first adapter, as no gradient flows further down. A frozen layer does not keep its input.
-    An adapter keeps its input after dropout and, if the gradient flows on, the mask.
-
-    Args:
-        model: GPT-2 with an adapter; only its shapes matter.
-        shape: shape of the micro-batch.
-        precision: precision of the activations.
-        kind: kind of device, as CPUs and GPUs have different attention kernels.
-    """
-    config, body = model.config, model.transformer
-    width: int = config.n_embd
-    rows = shape.tokens
-    indices, elements = 8 * (2 * shape.tokens + shape.rows * shape.length), 0
-    flows = False  # whether the gradient flows down to this point of the residual stream
-    for number, block in enumerate(body.h):
-        elements += flows * _norm(rows, width)
-        kept, attended = _layer(block.attn.c_attn, rows, flows, precision)
-        elements += kept + attended * _attention(model, shape, precision, kind)
-        if number == len(body.h) - 1:
-            rows = shape.outputs
-        kept, attended = _layer(block.attn.c_proj, rows, attended, precision)
-        elements += kept + attended * _mask(block.attn.resid_dropout, rows * width)
-        flows = flows or attended
-        elements += flows * _norm(rows, width)
-        kept, activated = _layer(block.mlp.c_fc, rows, flows, precision)
-        elements += kept + activated * rows * (config.n_inner or 4 * width)
-        kept, activated = _layer(block.mlp.c_proj, rows, activated, precision)
-        elements += kept + activated * _mask(block.mlp.dropout, rows * width)
-        flows = flows or activated
-    elements += _norm(rows, width)  # the final norm
-    gradient = 4 * rows * width  # of the head's input, in fp32: the head computes it at once
-    return indices + gradient + elements * BYTES[precision]
-
-
-def _norm(rows: int, width: int) -> int:
-    """Count the elements that a layer norm keeps: input, mean and scale of each row."""
-    return rows * (width + 2)
-
-
-def _mask(dropout: nn.Dropout, elements: int) -> int:
-    return elements if dropout.p > 0 else 0
-
-
-def _layer(layer: nn.Module, rows: int, flows: bool, precision: Precision) -> tuple[int, bool]:
-    """Count the elements that a layer keeps, and return whether the gradient flows through its output."""
-    if not isinstance(layer, LoraConv1D):
-        return 0, flows
-    rank, (inputs, outputs) = layer.lora_A.shape[0], layer.weight().shape
-    mask = rows * inputs if flows and layer.dropout > 0 else 0
-    casts = rank * (outputs + flows * inputs) if precision != "fp32" else 0
-    return mask + rows * (inputs + rank) + casts, True
-
-
-def _attention(model: GPT2LMHeadModel, shape: BatchShape, precision: Precision, kind: Kind) -> int:
-    """Count what attention keeps: queries, keys, values and weights; a GPU's fused kernel keeps its result instead."""
-    places, heads = shape.rows * shape.length, int(model.config.n_head)
-    values = places * int(model.config.n_embd)
-    if kind == "cuda" and precision == "bf16":
-        return 4 * values + 2 * places * heads
-    weights = places * shape.length * heads
-    dropped = 2 * weights if model.config.attn_pdrop > 0 else 0  # the mask, and the product with it
-    return 3 * values + weights + dropped

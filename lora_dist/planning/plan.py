@@ -18,8 +18,10 @@ from lora_dist.errors import UserError
 from lora_dist.model import lora
 from lora_dist.model.base import reference_row
 from lora_dist.model.kernels.select import kernels_for
-from lora_dist.planning.memory import Kind, Memory, Workload, bytes_sent, logits_bytes, memory, saved_bytes
+from lora_dist.planning.activations import logits_bytes, saved_bytes
+from lora_dist.planning.memory import Kind, Memory, Workload, bytes_sent, memory
 from lora_dist.planning.shapes import Corpus, read_corpus, read_model_files
+from lora_dist.training.captured import why_eager
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ def make_plan(
         processes,
         tokenizer,
         config.n_positions,
-        kernels_for(torch.device(kind)).SHAPE_STEP,
+        kernels_for(torch.device(kind)),
         lambda shape: saved_bytes(model, shape, precision, kind) + logits_bytes(shape, rows, precision, kind),
     )
     check_room(config.n_positions, corpus.longest_prompt, settings.decode)
@@ -111,11 +113,17 @@ def make_plan(
         trainable=work.trainable,
         corpus=corpus,
         schedule=_schedule(cfg, corpus.examples, work.trainable, config.n_embd),
-        memory={key: memory(strategy, work) for key, strategy in strategies.items()},
+        memory={key: memory(each, work, captured=_captured(cfg, each, kind)) for key, each in strategies.items()},
         available=available or _memory_here(kind, processes),
         sent={key: bytes_sent(strategy, work, cfg.accumulation_steps) for key, strategy in strategies.items()},
         notes=_notes(cfg, corpus, kind),
     )
+
+
+def _captured(cfg: TrainSettings, strategy: Strategy | None, kind: Kind) -> bool:
+    """Return whether the steps are captured as CUDA graphs."""
+    stage, offload = (0, False) if strategy is None else (strategy.zero_stage, strategy.offload)
+    return kind == "cuda" and why_eager(cfg, stage, offload=offload) is None
 
 
 def _model_of_shapes(config: Any, settings: Settings) -> GPT2LMHeadModel:
@@ -230,4 +238,6 @@ def _notes(cfg: TrainSettings, corpus: Corpus, kind: Kind) -> list[str]:
         found.append("activations are an upper bound: without --train.refs-per-mr and --train.gradient-checkpointing")
     if kind == "cuda":
         found.append("on a GPU, CUDA's own context and the reserve of torch's allocator are not included")
+        if _captured(cfg, None, kind):
+            found.append("CUDA graphs reserve the activations and logits, so those of the dev set come on top")
     return found

@@ -10,6 +10,7 @@ LABELS = {
     "gathering": "buffers to gather them",
     "adapter": "adapter, fp32",
     "gradients": "gradients, fp32",
+    "graphs": "gradient of CUDA graphs, fp32",
     "moments": "AdamW's moments, fp32",
     "activations": "activations for backward",
     "logits": "logits",

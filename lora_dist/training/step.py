@@ -15,7 +15,6 @@ from tqdm import tqdm
 from lora_dist.config import TrainSettings
 from lora_dist.data.collate import collate
 from lora_dist.data.sampler import (
-    DEV_BATCH_SIZE,
     Indices,
     checksum,
     dev_batches,
@@ -24,6 +23,7 @@ from lora_dist.data.sampler import (
     micro_batches,
     training_order,
 )
+from lora_dist.data.shapes import RoundedShapes, Shapes
 from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.distributed.collectives import sum_over_ranks
 from lora_dist.distributed.world import World
@@ -51,7 +51,13 @@ class OptimizerStep:
     """Makes the optimizer steps of a training; call it with the number of the step."""
 
     def __init__(
-        self, strategy: TrainingStrategy, examples: TokenizedExamples, cfg: TrainSettings, pad_id: int, world: World
+        self,
+        strategy: TrainingStrategy,
+        examples: TokenizedExamples,
+        cfg: TrainSettings,
+        shapes: Shapes,
+        pad_id: int,
+        world: World,
     ) -> None:
         """Store what all steps have in common.
 
@@ -59,11 +65,12 @@ class OptimizerStep:
             strategy: the wrapped module and AdamW.
             examples: the training set.
             cfg: hyperparameters.
+            shapes: chooses the shapes of the micro-batches.
             pad_id: token id of the padding.
             world: the ranks.
         """
         self._strategy, self._examples, self._cfg, self._world = strategy, examples, cfg, world
-        self._pad_id, self._multiple = pad_id, kernels_for(world.device).SHAPE_STEP
+        self._shapes, self._pad_id = shapes, pad_id
         self._total = cfg.total_steps(len(examples))
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -81,7 +88,7 @@ class OptimizerStep:
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         sums = torch.zeros(2, device=world.device)
         for part in parts:
-            batch = collate(examples, part, self._pad_id, self._multiple, share_mrs=share_mrs).to(world.device)
+            batch = collate(examples, part, self._pad_id, self._shapes, share_mrs=share_mrs)
             sums += self._strategy.backward(batch, scale=world.size / labels, last=part is parts[-1])
         self._strategy.step(cfg.learning_rate_at(number, self._total))
         samples = sum(checksum(part) for part in parts)
@@ -111,12 +118,13 @@ def dev_losses(
         world: the ranks.
         before_batch: called before each batch; it may raise to end the evaluation.
     """
-    batches = dev_batches(examples.lengths, DEV_BATCH_SIZE, world.size)[world.rank :: world.size]
-    multiple = kernels_for(world.device).SHAPE_STEP
+    kernels = kernels_for(world.device)
+    batches = dev_batches(examples.lengths, kernels.DEV_BATCH_SIZE, world.size)[world.rank :: world.size]
+    shapes = RoundedShapes(kernels.SHAPE_STEP)
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
     for indices in tqdm(batches, desc="dev", unit="batch", leave=False, disable=not world.is_main, mininterval=5):
         world.watchdog.progress("the dev set")
         before_batch()
-        sums += strategy.evaluate(collate(examples, indices, pad_id, multiple).to(world.device))
+        sums += strategy.evaluate(collate(examples, indices, pad_id, shapes))
     loss, plain = (sum_over_ranks(world, sums) / int(examples.label_counts.sum())).tolist()
     return loss, plain

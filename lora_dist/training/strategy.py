@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lora_dist.data.collate import Batch
 from lora_dist.distributed.compat import load_weights_whole
 from lora_dist.distributed.world import World
+from lora_dist.model.flat_adapter import FlatAdapter
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Torch's names for AdamW's two moments, the running means of the gradient and of its square."""
@@ -30,7 +31,7 @@ class TrainingStrategy:
         self,
         world: World,
         module: nn.Module,
-        parameters: Mapping[str, nn.Parameter],
+        adapter: FlatAdapter,
         *,
         weight_decay: float,
         micro_batch_size: int,
@@ -40,17 +41,17 @@ class TrainingStrategy:
 
         Args:
             world: the ranks.
-            module: maps the fields of a batch to sums (n,), of which the first is the loss.
-            parameters: the trainable parameters, by the names that checkpoints use.
+            module: maps a batch and the factor of its loss to that loss and to sums (n,), as `loss.ReferenceLoss` does.
+            adapter: the part of `module` that is trained.
             weight_decay: weight decay of AdamW.
             micro_batch_size: examples per forward pass and rank.
             max_grad_norm: L2 norm that the gradient is clipped to; None does not clip.
         """
         self._accelerator = world.accelerator
-        self._parameters = parameters
+        self._adapter = adapter
         self._max_grad_norm = max_grad_norm
         self._zero = world.zero_stage > 0
-        size = sum(parameter.numel() for parameter in parameters.values())
+        size = adapter.values.numel()
         if self._zero:
             config = world.accelerator.state.deepspeed_plugin.deepspeed_config
             # One bucket of the adapter's size: by default DeepSpeed allocates one of 500 million elements per step.
@@ -68,7 +69,7 @@ class TrainingStrategy:
                 gradient_as_bucket_view=True,
                 bucket_cap_mb=math.ceil(4 * size / 2**20),  # one bucket
             )
-        optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=weight_decay, fused=True)
+        optimizer = torch.optim.AdamW([adapter.values], lr=0.0, weight_decay=weight_decay, fused=True)
         self._module, self._optimizer = world.accelerator.prepare(module, optimizer)
         load_weights_whole()  # `prepare` has turned partitioning on again
 
@@ -76,23 +77,23 @@ class TrainingStrategy:
         """Run one forward and backward pass.
 
         Args:
-            batch: a batch on the device.
+            batch: the batch, on any device.
             scale: factor of the loss before its gradient is averaged over ranks.
             last: whether `step` follows; gradients are reduced over ranks only then.
 
         Returns:
-            The module's sums, unscaled and detached: (n,).
+            The module's sums: (n,).
         """
         self._module.train()
         if self._zero:
             self._module.set_gradient_accumulation_boundary(last)
-            sums: Tensor = self._module(**batch.named())
-            self._module.backward(sums[0] * scale)
-            return sums.detach()
+            found: tuple[Tensor, Tensor] = self._module(batch, scale)
+            self._module.backward(found[0])
+            return found[1]
         with nullcontext() if last else self._accelerator.no_sync(self._module):
-            sums = self._module(**batch.named())
-            self._accelerator.backward(sums[0] * scale)
-        return sums.detach()
+            found = self._module(batch, scale)
+            self._accelerator.backward(found[0])
+        return found[1]
 
     def step(self, learning_rate: float) -> None:
         """Make one AdamW step with the gradients accumulated since the last one."""
@@ -102,7 +103,7 @@ class TrainingStrategy:
             self._module.step()
             return
         if self._max_grad_norm is not None:
-            self._accelerator.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
+            self._accelerator.clip_grad_norm_([self._adapter.values], self._max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
 
@@ -110,20 +111,17 @@ class TrainingStrategy:
     def evaluate(self, batch: Batch) -> Tensor:
         """Compute the module's sums (n,) without dropout or gradients."""
         self._module.eval()
-        sums: Tensor = self._module(**batch.named())
-        return sums
+        found: tuple[Tensor, Tensor] = self._module(batch)
+        return found[1]
 
     def adapter(self) -> dict[str, Tensor]:
-        """Return the trainable parameters, unpartitioned, fp32 on the CPU. Collective: call on all ranks."""
-        return {name: self._whole(parameter).cpu() for name, parameter in self._parameters.items()}
+        """Return the trainable matrices, unpartitioned, fp32 on the CPU. Collective: call on all ranks."""
+        return self._adapter.split(self._whole())
 
     def moments(self) -> dict[str, Tensor]:
         """Return `NAME.exp_avg` and `NAME.exp_avg_sq`, unpartitioned, on the CPU. Collective: call on all ranks."""
-        return {
-            f"{name}.{key}": self._whole(parameter, key).cpu()
-            for name, parameter in self._parameters.items()
-            for key in MOMENTS
-        }
+        whole = {key: self._adapter.split(self._whole(key)) for key in MOMENTS}
+        return {f"{name}.{key}": matrix for key, matrices in whole.items() for name, matrix in matrices.items()}
 
     def load_moments(self, moments: Mapping[str, Tensor], steps: int, idle: Batch) -> None:
         """Load what `moments` returned after `steps` steps, under this or another strategy.
@@ -136,30 +134,31 @@ class TrainingStrategy:
             idle: a batch without labels. DeepSpeed allocates its moments in a first step, which is made with this batch
                 and changes nothing.
         """
+        values = self._adapter.values
+        whole = {
+            key: self._adapter.join({name: moments[f"{name}.{key}"] for name in self._adapter.names}) for key in MOMENTS
+        }
         if self._zero:
             self.backward(idle, scale=0.0, last=True)
             self.step(learning_rate=0.0)
             from deepspeed.utils import safe_set_full_optimizer_state
 
-            for name, parameter in self._parameters.items():
-                for key in MOMENTS:
-                    safe_set_full_optimizer_state(parameter, moments[f"{name}.{key}"].to(parameter.device), key)
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(values, whole[key].to(values.device), key)
             for partition in self._optimizer.state.values():
                 partition["step"].fill_(float(steps))
             return
-        state = {
-            number: {"step": torch.tensor(float(steps)), **{key: moments[f"{name}.{key}"] for key in MOMENTS}}
-            for number, name in enumerate(self._parameters)
-        }
+        state = {0: {"step": torch.tensor(float(steps)), **whole}}
         # Torch moves each tensor to the right device: the fused kernel needs the step count on the parameter's too.
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
 
-    def _whole(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
-        """Gather a parameter, or one of its moments, from the ranks' partitions."""
+    def _whole(self, key: str | None = None) -> Tensor:
+        """Gather the adapter, or one of its moments, from the ranks' partitions: (elements,) on the CPU."""
+        values = self._adapter.values
         if not self._zero:
-            return (parameter if key is None else self._optimizer.state[parameter][key]).detach().clone()
+            return (values if key is None else self._optimizer.state[values][key]).detach().to("cpu", copy=True)
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        whole = safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
+        whole = safe_get_full_fp32_param(values) if key is None else safe_get_full_optimizer_state(values, key)
         assert isinstance(whole, Tensor), "DeepSpeed does not know this parameter"
-        return whole.detach().float().clone()
+        return whole.detach().to("cpu", torch.float32, copy=True)

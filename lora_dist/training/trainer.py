@@ -1,17 +1,20 @@
 """The training loop: from the corpus and a frozen GPT-2 to `RUN/adapter`, with checkpoints."""
 
 import logging
+from contextlib import closing
 from typing import Any
 
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import Precision, Settings
 from lora_dist.config_io import WITHOUT_EFFECT, as_options, read_config, versions, write_config
-from lora_dist.data.collate import no_examples
+from lora_dist.data.collate import padding_batch
+from lora_dist.data.contents import training_shapes
+from lora_dist.data.shapes import SMALLEST, StaticShapes
 from lora_dist.data.token_cache import load_corpus
-from lora_dist.distributed.collectives import barrier, first_on_node, on_main, received_signal
+from lora_dist.distributed.collectives import StopPoll, barrier, first_on_node, on_main
 from lora_dist.distributed.consistency import require_agreement, require_shared
-from lora_dist.distributed.signals import StopRequest, graceful_shutdown
+from lora_dist.distributed.signals import graceful_shutdown
 from lora_dist.distributed.world import World
 from lora_dist.errors import Interrupted
 from lora_dist.files import new_folder
@@ -21,6 +24,7 @@ from lora_dist.model.base import DTYPES, identify, load_base, load_tokenizer
 from lora_dist.model.kernels.select import kernels_for
 from lora_dist.run_dir import RunDir
 from lora_dist.run_guard import prepare_output
+from lora_dist.training.captured import CapturedLoss, why_eager
 from lora_dist.training.checkpoint import Checkpoint, Checkpoints
 from lora_dist.training.determinism import reproducible
 from lora_dist.training.loss import ReferenceLoss
@@ -68,8 +72,11 @@ class Trainer:
         saved = self.checkpoints.newest()
         self.done = 0 if saved is None else saved.steps
         self._announce(lora.trainable_count(gpt2))
-        self.strategy = self._wrap(gpt2, saved)
-        self.step = OptimizerStep(self.strategy, self.data.train, cfg, self.pad_id, world)
+        kernels = kernels_for(world.device)
+        self.shapes = training_shapes(self.data.train, cfg, world.size, kernels.SHAPE_STEP, kernels.STATIC_SHAPES)
+        self.module, self.strategy = self._wrap(gpt2, saved)
+        self._capture()
+        self.step = OptimizerStep(self.strategy, self.data.train, cfg, self.shapes, self.pad_id, world)
         self.log = MetricsLog(run, world, identity, self.done, self.total_steps)
 
     def run(self) -> None:
@@ -83,9 +90,11 @@ class Trainer:
         with (
             graceful_shutdown() as request,
             profile_steps(self.run_dir, self.world, enabled=cfg.profile) as end_of_step,
+            closing(self.module),
             self.log,
         ):
-            self.evaluate(self.done, request)  # in case a signal interrupted this evaluation
+            poll = StopPoll(self.world, request)
+            self.evaluate(self.done, poll)  # in case a signal interrupted this evaluation
             for number in range(self.done, self.total_steps):
                 steps = number + 1
                 watchdog.progress(f"step {steps} of {self.total_steps}")
@@ -96,11 +105,11 @@ class Trainer:
                     self._log_loss(steps)
                 if save_now:
                     self.save(steps)
-                self._end_if_asked(steps, request)
-                self.evaluate(steps, request)
+                self._end_if_asked(steps, poll)
+                self.evaluate(steps, poll)
         self._save_adapter()
 
-    def evaluate(self, steps: int, request: StopRequest) -> None:
+    def evaluate(self, steps: int, poll: StopPoll) -> None:
         """Log the dev losses if an epoch or the training ends after `steps` steps. Collective: call on all ranks.
 
         Raises:
@@ -109,7 +118,7 @@ class Trainer:
         ends = steps and (steps % self.steps_per_epoch == 0 or steps == self.total_steps)
         if ends and steps not in self.log.evaluated:
             losses = dev_losses(
-                self.strategy, self.data.dev, self.pad_id, self.world, lambda: self._end_if_asked(steps, request)
+                self.strategy, self.data.dev, self.pad_id, self.world, lambda: self._end_if_asked(steps, poll)
             )
             self.log.write_dev(steps, steps / self.steps_per_epoch, *losses)
 
@@ -121,8 +130,8 @@ class Trainer:
         rate = self.settings.train.learning_rate_at(steps - 1, self.total_steps)
         self.log.write(steps, steps / self.steps_per_epoch, rate)
 
-    def _end_if_asked(self, steps: int, request: StopRequest) -> None:
-        if (name := received_signal(self.world, request)) is not None:
+    def _end_if_asked(self, steps: int, poll: StopPoll) -> None:
+        if (name := poll(wait=steps == self.total_steps)) is not None:
             if self.log.pending:
                 self._log_loss(steps)
             self.save(steps)
@@ -135,30 +144,43 @@ class Trainer:
                 save_adapter(folder, adapter, self.settings.lora, self.base)
         barrier(self.world)
 
-    def _wrap(self, gpt2: GPT2LMHeadModel, saved: Checkpoint | None) -> TrainingStrategy:
+    def _capture(self) -> None:
+        """Capture the forward and backward pass if the device has CUDA graphs and the settings allow it."""
+        here = self.world
+        recorder = kernels_for(here.device).graph_recorder(here.device)
+        if recorder is None:
+            return
+        if (reason := why_eager(self.settings.train, here.zero_stage, offload=here.offload)) is not None:
+            log.info("steps run eagerly, without CUDA graphs: %s", reason)
+            return
+        assert isinstance(self.shapes, StaticShapes)
+        largest_first = [padding_batch(self.data.train, self.pad_id, s) for s in reversed(self.shapes.shapes)]
+        self.module.capture(largest_first, recorder, show_progress=here.is_main)
+
+    def _wrap(self, gpt2: GPT2LMHeadModel, saved: Checkpoint | None) -> tuple[CapturedLoss, TrainingStrategy]:
         """Wrap loss and AdamW for the strategy, in their initial state or that of the checkpoint `saved`."""
         cfg, world = self.settings.train, self.world
         if saved is not None:
             lora.load(gpt2, saved.adapter)
-        parameters = lora.parameters(gpt2)
-        module = ReferenceLoss(
-            gpt2,
+        partitioned = world.zero_stage == 3
+        loss = ReferenceLoss(
+            gpt2 if partitioned else gpt2.to(world.device),
             kernels_for(world.device),
             cfg.label_smoothing,
             gradient_checkpointing=cfg.gradient_checkpointing,
-            partitioned=world.zero_stage == 3,
+            partitioned=partitioned,
         )
         strategy = TrainingStrategy(
             world,
-            module,
-            parameters,
+            module := CapturedLoss(loss),
+            loss.adapter,
             weight_decay=cfg.weight_decay,
             micro_batch_size=cfg.micro_batch_size(world.size),
             max_grad_norm=cfg.max_grad_norm,
         )
         if saved is not None:
-            strategy.load_moments(saved.moments, saved.steps, no_examples(self.pad_id).to(world.device))
-        return strategy
+            strategy.load_moments(saved.moments, saved.steps, padding_batch(self.data.train, self.pad_id, SMALLEST))
+        return module, strategy
 
     def _identity(self) -> dict[str, Any]:
         """Return everything that determines the adapter; it must be the same when a run resumes."""

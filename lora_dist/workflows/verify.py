@@ -1,7 +1,7 @@
 """Verify on this machine that every strategy, world size and accumulation trains and decodes the same.
 
-Each case makes a few steps on ragged batches, in fp32 and without dropout; the last batch of an epoch has a single
-example, so most ranks have none. One process is the reference. `verify_case.py` runs and compares one case.
+Each case makes a few steps on ragged batches without dropout; the last batch of an epoch has a single example, so most
+ranks have none. One process is the reference, on a GPU without CUDA graphs. `verify_case.py` makes and compares a case.
 """
 
 import math
@@ -26,6 +26,7 @@ from lora_dist.distributed.packages import is_installed
 from lora_dist.errors import UserError
 from lora_dist.model.tiny import pretrain
 from lora_dist.run_dir import RunDir
+from lora_dist.training.captured import why_eager
 from lora_dist.workflows.verify_case import TOLERANCE, Case, compare, train_and_decode
 
 STEPS = 20
@@ -94,6 +95,10 @@ def cases_here(processes: Sequence[int], accumulation: Sequence[int]) -> Iterato
         yield Case(strategy, world_size, steps)
     if has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
         yield from (Case(STRATEGIES["ddp"], world_size, precision="bf16") for world_size in processes)
+    if torch.cuda.is_available() and not devices_for(max(processes)):
+        yield Case(None, captured=True)
+        captured = [s for s in strategies if why_eager(TrainSettings(), s.zero_stage, offload=s.offload) is None]
+        yield from (Case(strategy, size, captured=True) for strategy, size in product(captured, processes))
 
 
 def write_inputs(folder: Path, model: ModelSettings | None, data: DataSettings | None) -> Settings:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from safetensors.torch import load_file
 
@@ -35,10 +36,13 @@ class Case:
     accumulation_steps: int = 1
     precision: Precision = "fp32"
     """Of the frozen weights."""
+    captured: bool = False
+    """Whether the steps are CUDA graphs, as they are by default in a training on a GPU."""
 
     def __str__(self) -> str:
         name = "single" if self.strategy is None else self.strategy.name
-        return f"{name}, {self.processes} x {self.accumulation_steps}" + (", bf16" if self.precision == "bf16" else "")
+        details = (self.precision == "bf16") * ", bf16" + self.captured * ", captured"
+        return f"{name}, {self.processes} x {self.accumulation_steps}{details}"
 
     def command(self) -> list[str]:
         """Return the first part of the command line, before a Python file or module."""
@@ -81,7 +85,8 @@ def train_and_decode(case: Case, settings: Settings, run: RunDir, devices: Mappi
         devices: see `device.devices_for`; the same for all cases, as each kind of device rounds differently.
     """
     file = run.root.with_suffix(".json")
-    cfg = replace(settings.train, accumulation_steps=case.accumulation_steps)
+    graphs: Literal["auto", "off"] = "auto" if case.captured else "off"
+    cfg = replace(settings.train, accumulation_steps=case.accumulation_steps, cuda_graphs=graphs)
     write_json(file, to_json(replace(settings, train=cfg)))
     # One thread and this precision also without a launcher, which would otherwise choose.
     own = {"ACCELERATE_MIXED_PRECISION": MIXED_PRECISION[case.precision], "OMP_NUM_THREADS": "1"}

@@ -18,6 +18,7 @@ from lora_dist.cli.main import main
 from lora_dist.config import LoraSettings
 from lora_dist.data.collate import collate
 from lora_dist.data.e2e import Example
+from lora_dist.data.shapes import RoundedShapes
 from lora_dist.data.synthetic import write_corpus
 from lora_dist.data.tokens import tokenize
 from lora_dist.model import lora
@@ -95,14 +96,14 @@ def test_a_missing_official_script_and_a_missing_job_are_refused(
 
 
 def test_training_is_measured_next_to_its_peers(
-    corpus: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measure_here(program: Callable[..., tuple[float, float]], *arguments: Any, threads: int) -> Measurement:
+    def measure_here(program: Callable[..., tuple[float, Any]], *arguments: Any, threads: int) -> Measurement:
         AcceleratorState._reset_state(reset_partial_state=True)  # as in a separate process, but faster
-        seconds, loss = program(*arguments)
-        return Measurement(seconds, 2**30, loss)
+        seconds, result = program(*arguments)
+        return Measurement(seconds, 2**30, result)
 
-    monkeypatch.setattr(train, "ROUNDS", 1)
+    monkeypatch.setattr(train, "CPU_ROUNDS", 1)
     monkeypatch.setattr(train, "measure_apart", measure_here)
     monkeypatch.setattr(machine, "compute_precision", lambda _: "bf16")
     monkeypatch.setattr(machine, "CEILING_SECONDS", 0.1)
@@ -134,6 +135,11 @@ def test_training_is_measured_next_to_its_peers(
         gain = rows[f"{name}: over PEFT's best"]["value"]
         assert gain == pytest.approx(rows[name]["value"] / best, rel=1e-2)
     assert main([*start, "--updates", "99"]) == 2
+    assert main([*start, "--updates", "2", "--programs", "ours, fp32", "ours, b"]) == 0
+    few = [row["name"] for row in json.loads(file.read_text()) if row["unit"] == "examples/s"]
+    assert few == ["ours, fp32", "ours, bf16"]
+    assert main([*start, "--updates", "2", "--programs", "theirs"]) == 2
+    assert "--programs theirs matches none of: " in capsys.readouterr().err
     assert main(["bench", "train", *settings]) == 2
 
 
@@ -172,9 +178,9 @@ def test_the_necessary_work_is_that_of_the_products_torch_counts(gpt2: GPT2LMHea
     loss = ReferenceLoss(gpt2, cpu, 0.1, partitioned=True)  # plain weights, whose products torch counts
     for share_mrs in (False, True):
         found = work.count_tokens(examples, [np.arange(3)], share_mrs)
-        batch = collate(examples, np.arange(3), 0, 1, share_mrs=share_mrs)
+        batch = collate(examples, np.arange(3), 0, RoundedShapes(1), share_mrs=share_mrs)
         with FlopCounterMode(display=False) as counter:
-            loss(**batch.named())[0].backward()
+            loss(batch)[0].backward()
         by_kind = counter.get_flop_counts()["Global"]
         products = sum(n for kind, n in by_kind.items() if kind in (torch.ops.aten.mm, torch.ops.aten.addmm))
         assert work.necessary_work(gpt2, replace(found, pairs=0, label_pairs=0)) == products

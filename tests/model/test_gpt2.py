@@ -9,12 +9,13 @@ from transformers import GPT2LMHeadModel
 
 from lora_dist.config import LoraSettings
 from lora_dist.data.collate import collate
+from lora_dist.data.shapes import RoundedShapes
 from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.model import lora
 from lora_dist.model.gpt2 import (
+    RowIndex,
     causal_attention,
     fuse_activation,
-    inverse_index,
     pad_rows,
     run_body,
     take_rows,
@@ -52,16 +53,21 @@ def test_attention_dropout_keeps_the_mean() -> None:
 def test_padding_and_taking_rows_are_inverse_and_each_is_the_others_gradient() -> None:
     torch.manual_seed(0)
     values, index = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), torch.tensor([6, 0, 3, 2])
-    inverse = inverse_index(index, 7)
-    assert inverse.tolist() == [1, 4, 3, 2, 4, 4, 0]
-    padded = pad_rows(values, index, inverse)
+    rows = RowIndex(index, torch.tensor([1, -1, 3, 2, -1, -1, 0]))
+    padded = pad_rows(values, rows)
+    assert padded.shape == (7, 3)
     assert torch.equal(padded[index], values)
-    assert not padded[[1, 4, 5]].any()
-    assert torch.equal(take_rows(padded, index, inverse), values)
-    assert torch.autograd.gradcheck(lambda v: pad_rows(v, index, inverse), values)
-    assert torch.autograd.gradcheck(
-        lambda v: take_rows(v, index, inverse), torch.randn(7, 3, dtype=torch.float64).requires_grad_()
-    )
+    assert padded.isfinite().all()
+    assert torch.equal(take_rows(padded, rows), values)
+    matrix = torch.randn(7, 3, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: take_rows(v, rows), matrix)
+    # Nothing may depend on the absent rows of `pad_rows`, so what follows must ignore them.
+    assert torch.autograd.gradcheck(lambda v: pad_rows(v, rows)[index], values)
+    (gradient,) = torch.autograd.grad(pad_rows(values, rows), values, pull := torch.randn(7, 3, dtype=torch.float64))
+    assert torch.equal(gradient, pull[index])
+    (gradient,) = torch.autograd.grad(take_rows(matrix, rows), matrix, pull[:4])
+    assert torch.equal(gradient[index], pull[:4])
+    assert not gradient[[1, 4, 5]].any()
 
 
 def test_the_body_is_transformers_and_computes_only_the_outputs(gpt2: GPT2LMHeadModel) -> None:
@@ -74,7 +80,7 @@ def test_the_body_is_transformers_and_computes_only_the_outputs(gpt2: GPT2LMHead
 
     torch.testing.assert_close(run_body(gpt2.transformer, tokens.flatten(), positions, attend), theirs)
     output_index = torch.tensor([25, 3, 12])
-    found = run_body(gpt2.transformer, tokens.flatten(), positions, attend, output_index)
+    found = run_body(gpt2.transformer, tokens.flatten(), positions, attend, lambda values: values[output_index])
     torch.testing.assert_close(found, theirs[output_index])
 
 
@@ -88,7 +94,7 @@ def test_a_reference_attends_to_the_mr_and_to_what_precedes_it_in_its_own_segmen
 def test_gradient_checkpointing_gives_the_same_gradients_and_keeps_less(gpt2: GPT2LMHeadModel, dropout: float) -> None:
     lora.inject(gpt2, LoraSettings(rank=4, dropout=dropout, targets=("c_attn", "c_fc"), init="gaussian"), seed=1)
     examples = TokenizedExamples(np.arange(60, dtype=np.int32), np.array([0, 25, 60]), np.array([5, 9]), np.arange(2))
-    batch = collate(examples, np.arange(2), 0, cpu.SHAPE_STEP)
+    batch = collate(examples, np.arange(2), 0, RoundedShapes(cpu.SHAPE_STEP))
     found, kept = [], []
     for checkpointing in (False, True):
         own = copy.deepcopy(gpt2)
@@ -100,10 +106,11 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_keeps_less(gpt2: GP
 
         torch.manual_seed(3)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            sums = module(**batch.named())
+            loss, _ = module(batch)
         kept.append(size[0])
-        found.append(torch.autograd.grad(sums[0], list(lora.parameters(own).values())))
-    assert all(torch.equal(ours, theirs) and ours.any() for ours, theirs in zip(*found, strict=True))
+        found.append(module.adapter.split(*torch.autograd.grad(loss, module.adapter.values)))
+    ours, theirs = found
+    assert all(torch.equal(ours[name], theirs[name]) and ours[name].any() for name in lora.parameters(gpt2))
     assert kept[1] < 0.3 * kept[0]
 
 

@@ -11,13 +11,14 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_dist.config import BASELINE, IMPROVED, LoraSettings, Precision
-from lora_dist.data.collate import Batch, BatchShape, collate
+from lora_dist.data.collate import Batch, collate
+from lora_dist.data.shapes import RoundedShapes
 from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.model import lora
 from lora_dist.model.base import DTYPES
 from lora_dist.model.gpt2 import fuse_activation
 from lora_dist.model.kernels import cpu
-from lora_dist.planning.memory import logits_bytes, saved_bytes
+from lora_dist.planning.activations import logits_bytes, saved_bytes
 from lora_dist.training.loss import ReferenceLoss
 
 PACKED_OR_NOT = pytest.mark.parametrize("partitioned", [False, True], ids=["packed", "partitioned"])
@@ -37,10 +38,6 @@ def some_examples(vocabulary: int) -> TokenizedExamples:
     return TokenizedExamples(ids, np.cumsum([0, *lengths]), lengths // 2, np.arange(len(lengths)))
 
 
-def shape_of(batch: Batch) -> BatchShape:
-    return BatchShape(len(batch.tokens), batch.rows, batch.length, len(batch.loss_index), len(batch.labels))
-
-
 def count_saved(model: GPT2LMHeadModel, batch: Batch, partitioned: bool) -> int:
     """Bytes of all storages that autograd keeps, without the parameters' own."""
     module = ReferenceLoss(copy.deepcopy(model), cpu, 0.1, partitioned=partitioned).train()
@@ -54,7 +51,7 @@ def count_saved(model: GPT2LMHeadModel, batch: Batch, partitioned: bool) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module(**batch.named())
+        module(batch)
     return sum(storage.nbytes() for storage in saved.values())
 
 
@@ -76,8 +73,8 @@ def test_saved_bytes_are_what_autograd_saves(
 ) -> None:
     model = build(settings, precision, dropout, n_embd=96, n_layer=3, n_head=4, n_inner=224, vocab_size=500)
     examples = some_examples(500)
-    batch = collate(examples, np.arange(len(examples)), 0, cpu.SHAPE_STEP)
-    counted, shape = count_saved(model, batch, partitioned), shape_of(batch)
+    batch = collate(examples, np.arange(len(examples)), 0, RoundedShapes(cpu.SHAPE_STEP))
+    counted, shape = count_saved(model, batch, partitioned), batch.shape
     assert saved_bytes(model, shape, precision, "cpu") == pytest.approx(counted, rel=0.01)
 
 
@@ -89,13 +86,13 @@ def test_the_peak_of_a_step_is_the_saved_bytes_and_the_logits(
     model = build(IMPROVED.lora, precision, n_layer=3, n_embd=384, n_head=6)
     module = ReferenceLoss(copy.deepcopy(model), cpu, 0.1, partitioned=partitioned).train()
     examples = some_examples(50257)
-    batch = collate(examples, np.arange(len(examples)), 0, cpu.SHAPE_STEP)
+    batch = collate(examples, np.arange(len(examples)), 0, RoundedShapes(cpu.SHAPE_STEP))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        module(**batch.named())[0].backward()
+        module(batch)[0].backward()
     profiled.export_chrome_trace(str(tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
     peak = int(np.cumsum([change for _, change in changes]).max())
-    shape = shape_of(batch)
+    shape = batch.shape
     expected = saved_bytes(model, shape, precision, "cpu") + logits_bytes(shape, 50257, precision, "cpu")
     assert expected == pytest.approx(peak, rel=0.05)

@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from lora_dist.cli.main import main
 from lora_dist.config import BASELINE, IMPROVED, LoraSettings
 from lora_dist.data.collate import Batch
+from lora_dist.data.shapes import BatchShape
 from lora_dist.distributed.compat import cpu_has_bf16
 from lora_dist.model import lora
 from lora_dist.planning.memory import LIBRARIES
@@ -66,10 +67,10 @@ def test_counts_are_those_of_the_model_itself_and_of_the_paper(
 def test_a_training_does_what_was_planned(
     tiny_gpt2: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    met: list[tuple[int, ...]] = []
+    met: list[BatchShape] = []
 
     def watched(strategy: TrainingStrategy, batch: Batch, **how: Any) -> torch.Tensor:
-        met.append((batch.rows, len(batch.tokens), batch.length, len(batch.loss_index), len(batch.labels)))
+        met.append(batch.shape)
         return original(strategy, batch, **how)
 
     original = TrainingStrategy.backward
@@ -93,10 +94,9 @@ def test_a_training_does_what_was_planned(
     assert (schedule["checkpoints"], kept[-1], len(kept)) == (4, 10, schedule["checkpoints_kept"])
     size = sum(file.stat().st_size for file in run.checkpoint(10).iterdir())
     assert 0 < size - schedule["checkpoint_bytes"] < 20_000  # names and shapes, the settings
-    sizes = planned["corpus"]["largest"]
-    largest = tuple(sizes[name] for name in ("rows", "tokens", "length", "outputs", "labels"))
+    largest = BatchShape(**planned["corpus"]["largest"])
     assert largest in met
-    assert not any(all(a > b for a, b in zip(other[1:], largest[1:], strict=True)) for other in met)
+    assert not any(other.tokens > largest.tokens and other.labels > largest.labels for other in met)
 
 
 # By default, test_memory.py compares the planned memory of a step with what autograd saves and the allocator counts.

@@ -43,19 +43,6 @@ class PlainProjection:
         return logits @ self._weight
 
 
-def exponentiate_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace logits (n, vocabulary) by exp(logit - maximum) in place.
-
-    Returns:
-        The maximum of each row and the sum of its exponentials: both (n, 1) fp32.
-    """
-    powers = logits.float()
-    maximum = powers.amax(-1, keepdim=True)
-    total = powers.sub_(maximum).exp_().sum(-1, keepdim=True)
-    logits.copy_(powers)
-    return maximum, total
-
-
 def top_tokens_of_rows(
     logits: Tensor, tokens: Tensor, values: Tensor, k: int, buffers: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ product, which in bf16 is a tenth of the time with 464 rows and a third with 32;
 fp32, plain products are left to MKL, which on AMD processors takes more than twice as long.
 """
 
-import ctypes
 import math
 from typing import Any
 
@@ -21,18 +20,32 @@ from lora_dist.model.kernels.common import (
     PlainProjection,
     Projection,
     ban_values,
-    exponentiate_rows,
     padded_vocabulary,
     top_tokens_of_rows,
 )
+from lora_dist.model.kernels.glibc import keep_freed_memory, return_freed_memory
+from lora_dist.model.kernels.graphs import GraphRecorder
+from lora_dist.model.lora import LoraConv1D
 
 SHAPE_STEP = 16
 """Tokens and labels of a forward pass, and the padded row length, are rounded up to a multiple of this. oneDNN compiles
 code for each shape of a product, which takes some milliseconds and 0.7 MiB that it never frees: training GPT-2 Small in
 bf16 held 1,416 MiB with 32, 1,522 with 16, 1,671 with 8."""
 
+STATIC_SHAPES = 0
+"""Most shapes of the micro-batches of a training; 0 rounds up each by itself, as only CUDA graphs need few shapes."""
+
+DEV_BATCH_SIZE = 16
+"""Dev examples per forward pass; the result does not depend on it."""
+
+DRAW_MASKS_AT_ONCE = False
+"""Whether the dropout masks of all layers are drawn together; one at a time stays in the cache."""
+
 CHUNK_TOKENS = 2**14
 """Tokens per decoding chunk beyond which decoding gets no faster."""
+
+MAX_LOGITS = 2**26
+"""Logits of the loss that are computed at a time (256 MiB in fp32); larger batches are computed in chunks."""
 
 LOSS_LOGITS = 2**18
 """Logits of the loss that are exponentiated at a time (1 MiB in fp32)."""
@@ -42,21 +55,13 @@ SEARCH_LOGITS = 2**19
 
 
 def set_up_process() -> None:
-    """Let glibc, if it is the C library, keep the memory that tensors free.
-
-    By default it returns large blocks to the system, which then has to clear their pages again at each step.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes: its largest value
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes
+    """Let the process keep the memory that tensors free."""
+    keep_freed_memory()
 
 
-def _return_freed_memory() -> None:
-    """Return the free memory that glibc has kept to the system, once."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)
+def graph_recorder(device: torch.device) -> GraphRecorder | None:
+    """Return what records CUDA graphs on `device`, or None where there are none."""
+    return None
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
@@ -150,6 +155,8 @@ def freeze_layers(model: GPT2LMHeadModel, *, differentiable: bool) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Conv1D):
+                if isinstance(parent, LoraConv1D):
+                    parent.adds_in_place = True
                 setattr(parent, name, PackedLinear(child.weight.t(), child.bias, differentiable=differentiable))
     del child  # the last of them
     for block in model.transformer.h:
@@ -159,7 +166,7 @@ def freeze_layers(model: GPT2LMHeadModel, *, differentiable: bool) -> None:
     for parameter in model.parameters():
         # Loaded tensors are views of a memory-mapped file: keeping one would keep the whole file in memory.
         parameter.data = parameter.data.clone()
-    _return_freed_memory()
+    return_freed_memory()
 
 
 class PackedProjection:
@@ -193,17 +200,26 @@ def projection(weight: Tensor, *, differentiable: bool) -> Projection:
 
 
 def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace logits (labels, vocabulary) by exp(logit - maximum) in place.
+    """Replace logits (labels, vocabulary) by a multiple of their softmax, in place.
 
     A few rows at a time, as allocating an fp32 buffer for all of them takes longer than computing them.
 
     Returns:
-        The maximum of each row and the sum of its exponentials: both (labels, 1) fp32.
+        The logarithm of the sum of the exponentials of each row's logits, and the sum of the row afterwards: both
+        (labels, 1) fp32.
     """
-    parts = [exponentiate_rows(part) for part in torch.split(logits, max(1, LOSS_LOGITS // logits.shape[1]))]
-    if not parts:
+    if not len(logits):
         return (empty := logits.new_empty(0, 1, dtype=torch.float32)), empty
-    return torch.cat([maximum for maximum, _ in parts]), torch.cat([total for _, total in parts])
+    normalisers, totals = [], []
+    for part in torch.split(logits, max(1, LOSS_LOGITS // logits.shape[1])):
+        powers = part.float()
+        maximum = powers.amax(-1, keepdim=True)
+        total = powers.sub_(maximum).exp_().sum(-1, keepdim=True)
+        part.copy_(powers)
+        normalisers.append(maximum + total.log())
+        totals.append(total)
+        del powers  # before the next one is allocated
+    return torch.cat(normalisers), torch.cat(totals)
 
 
 def top_tokens(logits: Tensor, tokens: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:

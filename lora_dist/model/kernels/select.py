@@ -8,6 +8,7 @@ from transformers import GPT2LMHeadModel
 
 from lora_dist.model.kernels import cpu, cuda
 from lora_dist.model.kernels.common import Projection
+from lora_dist.model.kernels.graphs import GraphRecorder
 
 
 class Kernels(Protocol):
@@ -19,12 +20,36 @@ class Kernels(Protocol):
         ...
 
     @property
+    def STATIC_SHAPES(self) -> int:
+        """See `cpu.STATIC_SHAPES`."""
+        ...
+
+    @property
+    def DEV_BATCH_SIZE(self) -> int:
+        """See `cpu.DEV_BATCH_SIZE`."""
+        ...
+
+    @property
+    def DRAW_MASKS_AT_ONCE(self) -> bool:
+        """See `cpu.DRAW_MASKS_AT_ONCE`."""
+        ...
+
+    @property
+    def MAX_LOGITS(self) -> int:
+        """See `cpu.MAX_LOGITS`."""
+        ...
+
+    @property
     def CHUNK_TOKENS(self) -> int:
         """See `cpu.CHUNK_TOKENS`."""
         ...
 
     def set_up_process(self) -> None:
         """See `cpu.set_up_process`."""
+        ...
+
+    def graph_recorder(self, device: torch.device) -> GraphRecorder | None:
+        """See `cpu.graph_recorder`."""
         ...
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float) -> Tensor:

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from lora_dist.model.kernels import cpu, cuda
@@ -97,30 +97,34 @@ def test_attention_to_a_cache_is_the_same_and_the_formula(dtype: torch.dtype) ->
 # The vocabulary
 
 
+@BOTH
 @EVERY_TYPE
 @pytest.mark.parametrize("rows", [0, 1, 23])
 @pytest.mark.parametrize("at_a_time", [2**18, 150, 1])
-def test_exponentiated_logits_are_the_same_and_the_formula(
-    at_a_time: int, rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_exponentiated_logits_are_a_multiple_of_their_softmax_next_to_their_log_sum(
+    at_a_time: int, rows: int, dtype: torch.dtype, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "LOSS_LOGITS", at_a_time)
     torch.manual_seed(0)
     logits = torch.randn(rows, 50).mul_(8).to(dtype)
-    found = []
-    for kernels in (cpu, cuda):
-        powers = logits.clone()
-        maximum, total = kernels.exponentiate(powers)
-        assert (maximum.dtype, total.dtype, powers.dtype) == (torch.float32, torch.float32, dtype)
-        assert maximum.shape == total.shape == (rows, 1)
-        found.append((powers, maximum, total))
-    for ours, theirs in zip(*found, strict=True):
-        assert torch.equal(ours, theirs)
-    powers, maximum, total = found[0]
-    exact = logits.double()
-    if rows:
-        assert torch.equal(maximum.double(), exact.amax(-1, keepdim=True))
-    close(powers, (exact - maximum.double()).exp(), dtype)
-    close(maximum + total.log(), exact.logsumexp(-1, keepdim=True), torch.float32)
+    powers = logits.clone()
+    normaliser, total = kernels.exponentiate(powers)
+    assert (normaliser.dtype, total.dtype, powers.dtype) == (torch.float32, torch.float32, dtype)
+    assert normaliser.shape == total.shape == (rows, 1)
+    close(powers / total, logits.double().softmax(-1), dtype)
+    # In fp32 whatever the precision of the logits.
+    close(normaliser, logits.double().logsumexp(-1, keepdim=True), torch.float32)
+    close(total / powers.double().sum(-1, keepdim=True), torch.ones(rows, 1), dtype)
+
+
+@BOTH
+def test_exponentiating_columns_of_a_wider_buffer_leaves_the_others_as_they_are(kernels: Kernels) -> None:
+    torch.manual_seed(0)
+    buffer = torch.randn(5, 64)
+    before = buffer.clone()
+    _, total = kernels.exponentiate(buffer[:, :50])
+    close(buffer[:, :50] / total, before[:, :50].double().softmax(-1), torch.float32)
+    assert torch.equal(buffer[:, 50:], before[:, 50:])
 
 
 @BOTH
@@ -154,17 +158,37 @@ def test_top_tokens_are_the_same_to_the_bit(dtype: torch.dtype, monkeypatch: pyt
     assert torch.equal(ours[1], theirs[1])
 
 
+@BOTH
 @EVERY_TYPE
 @pytest.mark.parametrize("differentiable", [False, True])
-def test_the_projections_products_are_the_same(differentiable: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("vocabulary", [128, 203])
+def test_a_projection_computes_the_products_with_its_weight(
+    vocabulary: int, differentiable: bool, dtype: torch.dtype, kernels: Kernels
+) -> None:
     torch.manual_seed(0)
-    weight, hidden, pull = (torch.randn(*shape).to(dtype) for shape in ((203, 64), (7, 64), (7, 203)))
-    ours, theirs = (kernels.projection(weight, differentiable=differentiable) for kernels in (cpu, cuda))
+    weight, hidden = nn.Parameter(torch.randn(vocabulary, 64).to(dtype), requires_grad=False), torch.randn(7, 64)
+    before, hidden = weight.detach().clone(), hidden.to(dtype)
+    projection = kernels.projection(weight, differentiable=differentiable)
+    assert torch.equal(weight, before)
+    logits = projection.logits(hidden)
     scale = 64**0.5
-    close(ours.logits(hidden) / scale, theirs.logits(hidden) / scale, dtype)
+    close(logits[:, :vocabulary] / scale, hidden.double() @ before.double().t() / scale, dtype)
+    # There may be more columns, which contribute nothing to loss and gradient.
+    assert not logits[:, vocabulary:].any()
     if differentiable:
-        scale = 203**0.5
-        close(ours.gradient(pull) / scale, theirs.gradient(pull) / scale, dtype)
+        pull, scale = torch.randn(logits.shape).to(dtype), vocabulary**0.5
+        close(projection.gradient(pull) / scale, pull[:, :vocabulary].double() @ before.double() / scale, dtype)
+
+
+def test_a_gpu_pads_the_vocabulary_in_training_in_the_memory_of_the_weight_itself() -> None:
+    weight = nn.Parameter(torch.randn(203, 16), requires_grad=False)
+    projection = cuda.projection(weight, differentiable=True)
+    hidden = torch.randn(2, 16)
+    assert projection.logits(hidden).shape == (2, 256)
+    with torch.no_grad():
+        weight[7] = 0.0
+    assert not projection.logits(hidden)[:, 7].any()
+    assert cuda.projection(weight, differentiable=False).logits(hidden).shape == (2, 203)
 
 
 def test_a_plain_projection_writes_its_logits_into_the_buffer() -> None:
