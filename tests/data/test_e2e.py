@@ -269,7 +269,7 @@ def test_empty_outputs_stay_rows_at_either_end() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.text().filter(lambda text: bool(text.strip())), min_size=1), min_size=1))
+@given(st.lists(st.lists(st.text().filter(lambda text: bool(one_line(text))), min_size=1), min_size=1))
 def test_references_stay_in_their_groups_for_any_text(groups: list[list[str]]) -> None:
     written = format_references([Group("", tuple(references)) for references in groups])
     assert read_as_the_official_script(written, multi_ref=True) == [list(map(one_line, group)) for group in groups]
