@@ -110,7 +110,7 @@ def _read_csv(path: Path) -> list[Example]:
                 f"{path}, line {line}: {len(row)} columns, not mr and ref: put a cell that has a comma in double quotes"
             )
         for name, cell in zip(("mr", "ref"), row, strict=True):
-            if not cell.strip():
+            if not one_line(cell):
                 raise UserError(f"{path}, line {line}: the {name} cell is empty ({cell!r}): fill it or delete the row")
         examples.append(Example(*row))
     if not examples:

@@ -156,7 +156,7 @@ def test_decoding_is_measured_next_to_its_peers(
     monkeypatch.setattr(machine, "CEILING_SECONDS", 0.1)
     monkeypatch.setattr(decode, "measure_apart", measure_here)
     monkeypatch.setattr(decode, "measure_together", measure_in_turn)
-    monkeypatch.setattr(decode, "find_spec", lambda _: None)  # CTranslate2 wants another kind of tokenizer
+    monkeypatch.setattr(decode, "is_installed", lambda _: False)  # CTranslate2 wants another kind of tokenizer
     monkeypatch.setattr(decode, "bench_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(machine, "compute_precision", lambda _: "fp32")
     file = tmp_path / "rows.json"
