@@ -204,8 +204,12 @@ def test_no_command_writes_to_the_folder_of_a_model_or_of_other_files(
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory; "),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk is full; nothing that was complete is lost"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "the disk is full; "),
-        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), 2, "/a/b: Permission denied: ask its owner"),
-        (OSError(errno.EROFS, "Read-only file system", "/a/b"), 2, "/a/b: Read-only file system"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/a/b"),
+            2,
+            "/a/b cannot be used \\(Permission denied\\): name another place",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "/a/b"), 2, "/a/b cannot be used \\(Read-only file system\\)"),
     ],
 )
 def test_what_the_machine_lacks_is_one_sentence(

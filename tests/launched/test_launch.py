@@ -22,6 +22,7 @@ from launching import (
 from lora_dist.cli.main import main
 
 pytestmark = pytest.mark.launched
+MRS = 59
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,8 @@ def reference(tiny_gpt2: Path, corpus: Path, tmp_path_factory: pytest.TempPathFa
 def two_processes(tiny_gpt2: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole run of two processes: training, decoding and report."""
     out = tmp_path_factory.mktemp("two") / "run"
-    settings = ["--decode.num-beams", 3, "--decode.max-new-tokens", 12, "--decode.batch-tokens", 250]
-    settings += ["--decode.num-return", 2, "--decode.limit", 11]
+    # With the default size, a chunk has 23 of these MRs.
+    settings = ["--decode.num-return", 2, "--decode.limit", MRS]
     lora_dist("run", *train_arguments(tiny_gpt2, corpus), *settings, "--out", out, launcher=launcher("ddp.yaml"))
     return out
 
@@ -105,12 +106,12 @@ def test_a_run_in_two_processes_writes_every_file(two_processes: Path) -> None:
     metrics = ["BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr"]
     assert list(scores) == [*metrics, "bootstrap", "slot_error_rate", "signature"]
     rows = [json.loads(line) for line in (two_processes / "decode" / "outputs.jsonl").read_text().splitlines()]
-    assert [row["index"] for row in rows] == list(range(11))
+    assert [row["index"] for row in rows] == list(range(MRS))
     assert all(row["score"] >= other["score"] for row in rows for other in row["alternatives"])
 
 
-# By default, two processes are compared with one; the eleven sentences do not divide among the two either.
-@pytest.mark.parametrize("processes", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 7))])
+# By default, two processes are compared with one; the three chunks do not divide among the two either.
+@pytest.mark.parametrize("processes", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 5))])
 def test_two_processes_decode_the_bytes_of_other_world_sizes(
     processes: int, two_processes: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +124,8 @@ def test_two_processes_decode_the_bytes_of_other_world_sizes(
         lora_dist("decode", out, "--device", "cpu", launcher=launcher("ddp.yaml", processes))
     outputs = [(run / "decode" / "outputs.jsonl").read_bytes() for run in (out, two_processes)]
     assert outputs[0] == outputs[1]
+    ledgers = [path.read_text() for path in sorted((two_processes / "decode" / "ledger").glob("rank-*.jsonl"))]
+    assert [bool(ledger) for ledger in ledgers] == [True, True]
 
 
 # By default, tests/distributed/test_compat.py has the interface that keeps DeepSpeed from compiling.
