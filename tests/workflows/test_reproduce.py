@@ -62,7 +62,8 @@ def test_a_run_that_fails_does_not_stop_the_others_and_the_same_command_makes_it
     monkeypatch.setattr("lora_dist.workflows.reproduce.measure_speed", measure_once)
     out = tmp_path / "all"
     first = out / f"{tiny_gpt2.name}-improved-seed1"
-    first.mkdir(parents=True)
+    made_run(out / "another")  # else the folder would not be one of runs
+    first.mkdir()
     (first / "letter.txt").write_text("not a run")
     assert call_here(*command(tiny_gpt2, corpus, out)) == 1
     errors = capfd.readouterr().err
