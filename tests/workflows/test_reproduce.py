@@ -132,7 +132,7 @@ def test_models_whose_folders_would_have_one_name_are_refused(tmp_path: Path) ->
 
 
 def test_the_expected_duration_of_a_run_is_that_of_its_parts() -> None:
-    speed = Speed(10.0, 0.5, 7.0, {"train": 800, "dev": 60, "test": 20})
+    speed = Speed(10.0, 0.5, 7.0, {"train": 800, "dev": 60, "dev MRs": 8, "test": 20})
     settings = replace(IMPROVED, model=ModelSettings(name="x"), train=replace(IMPROVED.train, epochs=2))
     assert speed.seconds(settings, trains=False) == 7 + 20 * 0.5
     assert speed.seconds(settings, trains=True) == 7 + 10 + (2 * 800 + 2 * 60 / 3) / 10
