@@ -48,9 +48,7 @@ def corpus(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     examples = load_split(DataSettings(dir=folder), "dev")
     mrs = [group.mr for group in group_by_mr(examples)]
     texts = {mr: epochs[(0, 0, 1, 2)[number]][number] for number, mr in enumerate(mrs)}
-    write_csv(
-        folder / FILES["dev"], [Example(mr, texts[mr] or "nothing") for mr in (example.mr for example in examples)]
-    )
+    write_csv(folder / FILES["dev"], [Example(e.mr, texts[e.mr] or "nothing") for e in examples])
     return folder
 
 
