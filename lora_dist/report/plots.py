@@ -1,4 +1,4 @@
-"""The report's plots as SVG: scores compared with the paper's, slot errors, and training curves."""
+"""The report's plots as SVG: scores compared with the paper's, slot errors, and curves of training and dev scores."""
 
 import io
 import math
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from lora_dist.metrics.slots.errors import ATTRIBUTES
 from lora_dist.metrics.suite import METRICS
@@ -42,12 +42,14 @@ class Plot(NamedTuple):
 def make_plots(configurations: Sequence[Configuration]) -> list[Plot]:
     """Draw the plots, leaving out those for which no run has the data."""
     logged = any(result.logged_steps() for c in configurations for result in c.results)
+    scored = any(result.dev_scores() for c in configurations for result in c.results)
     slots = any(result.slot_error_rate is not None for c in configurations for result in c.results)
     drawings: list[tuple[str, str, Callable[[Sequence[Configuration]], Figure], bool]] = [
         ("scores", "Scores with 95 % intervals (points) and the paper's scores (lines)", _plot_scores, True),
         ("size", "Scores vs. trainable params", _plot_size, True),
         ("slots", "Slot errors by attribute", _plot_slot_errors, slots),
         ("loss", "Training loss (lines) and dev loss (points)", _plot_loss, logged),
+        ("dev", "Dev scores after each epoch (large points: the epoch of the adapter)", _plot_dev_scores, scored),
         ("schedule", "Learning rate and throughput", _plot_schedule, logged),
     ]
     return [
@@ -132,6 +134,27 @@ def _plot_loss(configurations: Sequence[Configuration]) -> Figure:
     panel.set_xlabel("step")
     panel.set_ylabel("label-smoothed cross-entropy,\nnats per token")
     _draw_legend(figure, panel, configurations)
+    return figure
+
+
+def _plot_dev_scores(configurations: Sequence[Configuration]) -> Figure:
+    """Draw one panel per metric: the scores of the decoded dev set over the epochs, a curve for each run."""
+    figure = Figure(figsize=(FIGURE_WIDTH, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(METRICS))
+    for panel, metric in zip(panels, METRICS, strict=True):
+
+        def draw(result: Result, color: str, panel: Axes = panel, name: str = f"dev_{metric}") -> None:
+            points = [(row["epoch"], row[name], row["step"]) for row in result.dev_scores() if name in row]
+            panel.plot([x for x, _, _ in points], [y for _, y, _ in points], ".-", color=color, linewidth=1)
+            for x, y, step in points:
+                if step == result.selected_step:
+                    panel.plot(x, y, "o", color=color, markersize=6)
+
+        _for_each_run(configurations, draw)
+        panel.set_title(metric)
+        panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _draw_legend(figure, panels[0], configurations)
     return figure
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lora_dist.errors import UserError
 from lora_dist.files import write_text
+from lora_dist.report.epochs import epoch_table
 from lora_dist.report.page import provenance, render_page
 from lora_dist.report.plots import Plot, make_plots
 from lora_dist.report.results import Result, configurations, load_results, one_per_adapter
@@ -36,7 +37,7 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
     check_report_folder(target)
     results = load_results(runs)
     groups = configurations(one_per_adapter(results))
-    scores, decodings = score_table(groups), decoding_table(results)
+    scores, decodings, epochs = score_table(groups), decoding_table(results), epoch_table(results)
     tables = [
         scores,
         improvement_table(groups),
@@ -44,6 +45,7 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
         hyperparameter_table(groups),
         cost_table(groups),
         *([decodings] if decodings is not None else []),
+        *([epochs] if epochs is not None else []),
         run_table(results),
     ]
     plots = make_plots(groups)

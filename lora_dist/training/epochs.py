@@ -38,6 +38,8 @@ def select_epoch(run: RunDir, select: Literal["last", "best"]) -> None:
     if not epochs:
         raise UserError(f"{run.metrics} has no dev scores: train again with --overwrite")
     chosen = max(epochs, key=lambda scores: scores["BLEU"]) if select == "best" else epochs[-1]
+    selection = {"epoch": chosen["epoch"], "step": chosen["step"], "dev_scores": epochs}
+    write_json(run.config, {**read_config(run), "selection": selection})
     if select == "best":
         source = run.epoch(chosen["epoch"])
         try:
@@ -46,8 +48,6 @@ def select_epoch(run: RunDir, select: Literal["last", "best"]) -> None:
                     shutil.copyfile(source / name, folder / name)
         except FileNotFoundError as error:
             raise UserError(f"{error.filename} of the best epoch is missing: train again with --overwrite") from None
-    selection = {"epoch": chosen["epoch"], "step": chosen["step"], "dev_scores": epochs}
-    write_json(run.config, {**read_config(run), "selection": selection})
 
 
 def dev_scores(run: RunDir) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def rows(run: RunDir) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.metrics.read_text().splitlines()]
 
 
-def scores(run: RunDir) -> list[tuple[float, ...]]:
+def scores(run: RunDir) -> list[tuple[Any, ...]]:
     """The step and the scores of each epoch, as logged."""
     return [(row["step"], *(row.get(name) for name in NAMES)) for row in rows(run) if "dev_loss" in row]
 
@@ -226,7 +226,12 @@ def test_a_killed_run_is_resumed_to_the_same_scores_and_selection(
         if step > killed_after:
             (run.checkpoint(step) / "COMPLETE").unlink()
     scored, score = [], dev_scores.score_outputs
-    monkeypatch.setattr(dev_scores, "score_outputs", lambda *texts: scored.append(1) or score(*texts))
+
+    def counted(references: Sequence[Sequence[str]], outputs: Sequence[str]) -> dict[str, float]:
+        scored.append(outputs)
+        return score(references, outputs)
+
+    monkeypatch.setattr(dev_scores, "score_outputs", counted)
     assert main([*arguments, *SCORED, "--resume", "--out", str(run.root)]) == 0
     assert len(scored) == 3 - killed_after // 3
     assert scores(run) == scores(finished)
