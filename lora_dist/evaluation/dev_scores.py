@@ -44,6 +44,13 @@ class DevScorer:
             asked: whether this rank has received a signal; all ranks then decode no further.
             end_if_asked: raises on every rank if any of them has received a signal. Collective: called on all ranks.
         """
+        outputs = self._decode(adapter, asked, end_if_asked)
+        self._world.watchdog.progress("scoring the dev set")
+        references = [[one_line(reference) for reference in group.references] for group in self._groups]
+        return on_main(self._world, lambda: score_outputs(references, outputs))
+
+    def _decode(self, adapter: Path, asked: Callable[[], bool], end_if_asked: Callable[[], None]) -> list[str]:
+        """Return the best sentence of each MR; the arguments are those of a call."""
         world = self._world
         require_shared(world, adapter)  # waits until the folder appears on every machine
         digest = hashlib.sha256((adapter / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
@@ -53,10 +60,7 @@ class DevScorer:
         asking = SharedCounter(world)
         found = decode_shard(decoder, prompts, {}, world, lambda: asking.add(int(asked())) > 0)
         end_if_asked()
-        sentences = gather_by_index(world, found, len(prompts))
-        world.watchdog.progress("scoring the dev set")
-        references = [[one_line(reference) for reference in group.references] for group in self._groups]
-        return on_main(world, lambda: score_outputs(references, [best for (best, _), *_ in sentences]))
+        return [best for (best, _), *_ in gather_by_index(world, found, len(prompts))]
 
 
 def score_outputs(references: Sequence[Sequence[str]], outputs: Sequence[str]) -> dict[str, float]:

@@ -130,6 +130,7 @@ class Trainer:
                 self.strategy, self.data.dev, self.pad_id, self.world, lambda: self._end_if_asked(steps, poll)
             )
             self.log.write_dev(steps, steps / self.steps_per_epoch, losses, self._score_epoch(steps, poll))
+            self._end_if_asked(steps, poll)  # scoring takes seconds, and no step may follow
 
     def _score_epoch(self, steps: int, poll: StopPoll) -> dict[str, float]:
         """Keep the adapter of the epoch that ends after `steps` steps and score the dev set, if the settings say so."""
@@ -234,10 +235,7 @@ class Trainer:
 def train(
     settings: Settings, run: RunDir, world: World, *, overwrite: bool = False, scorer: DevScorer | None = None
 ) -> None:
-    """Train an adapter from the newest complete checkpoint or from the start. Collective: call on all ranks.
-
-    The arguments and errors are those of `Trainer` and `Trainer.run`.
-    """
+    """Train as `Trainer` and `Trainer.run` do, with the settings' seed and kernels. Collective: call on all ranks."""
     with reproducible(settings.train.seed, deterministic=settings.train.deterministic):
         Trainer(settings, run, world, overwrite=overwrite, scorer=scorer).run()
 

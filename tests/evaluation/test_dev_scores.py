@@ -263,6 +263,29 @@ def test_a_signal_while_decoding_ends_the_training_with_a_checkpoint_and_the_epo
     assert weights(run.adapter) == weights(finished.adapter)
 
 
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_signal_while_scoring_ends_the_training_and_the_scores_are_kept(
+    epoch: int, arguments: list[str], finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    scored, score = [], dev_scores.score_outputs
+
+    def interrupted(references: Sequence[Sequence[str]], outputs: Sequence[str]) -> dict[str, float]:
+        scored.append(outputs)
+        if len(scored) == epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(references, outputs)
+
+    monkeypatch.setattr(dev_scores, "score_outputs", interrupted)
+    assert main([*arguments, *BEST, "--out", str(run.root)]) == INTERRUPTED
+    assert complete_checkpoints(run)[-1] == 3 * epoch
+    assert scores(run) == scores(finished)[:epoch]
+    assert not run.adapter.exists()
+    assert main([*arguments, *BEST, "--resume", "--out", str(run.root)]) == 0
+    assert scores(run) == scores(finished)
+    assert len(scored) == 3
+
+
 def test_an_epoch_that_was_evaluated_without_scores_gets_them_on_resuming_with_them(
     arguments: list[str], finished: RunDir, tmp_path: Path
 ) -> None:
