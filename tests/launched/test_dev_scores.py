@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 from launching import adapter, attempt, before_all_else, begin, call_here, finish, launcher, lora_dist, train_arguments
 from launching import workers as workers_of
 
+from lora_dist.config import DataSettings
 from lora_dist.config_io import read_config
+from lora_dist.data.e2e import FILES, Example, group_by_mr, load_split, write_csv
 from lora_dist.errors import INTERRUPTED
 from lora_dist.metrics.suite import METRICS
 from lora_dist.run_dir import RunDir
@@ -89,10 +93,14 @@ def test_a_signal_to_one_process_while_decoding_ends_all_and_the_epoch_is_scored
 def test_a_run_of_the_stand_in_killed_while_it_decodes_the_dev_set_resumes_to_the_same_scores(
     shared: Path, tmp_path: Path
 ) -> None:
-    settings = ("--model.name", shared / "mini-gpt2", "--data.dir", shared / "e2e", "--data.limit-train", 1600)
+    """With the first 80 MRs of the dev set and 10 of the test set, as all of them would take half an hour."""
+    corpus = tmp_path / "corpus"
+    shutil.copytree(shared / "e2e", corpus)
+    write_csv(corpus / FILES["dev"], first_mrs(load_split(DataSettings(dir=corpus), "dev"), 80))
+    settings = ("--model.name", shared / "mini-gpt2", "--data.dir", corpus, "--data.limit-train", 800)
     few = ("--train.epochs", 2, "--train.learning-rate", 2e-3, "--train.warmup-steps", 20, "--train.log-steps", 50)
-    decoding = ("--decode.num-beams", 4, "--decode.max-new-tokens", 40, "--decode.limit", 20, "--device", "cpu")
-    arguments = ("run", "improved", *settings, *few, "--train.checkpoint-steps", 100, *BEST, *decoding)
+    decoding = ("--decode.num-beams", 4, "--decode.max-new-tokens", 40, "--decode.limit", 10, "--device", "cpu")
+    arguments = ("run", "improved", *settings, *few, "--train.checkpoint-steps", 60, *BEST, *decoding)
     undisturbed, killed = RunDir(tmp_path / "undisturbed"), RunDir(tmp_path / "killed")
     two = launcher("ddp.yaml", 2)
     finish_or_fail(begin(*arguments, "--out", undisturbed.root, launcher=two))
@@ -100,7 +108,6 @@ def test_a_run_of_the_stand_in_killed_while_it_decodes_the_dev_set_resumes_to_th
     while not killed.epoch(2).is_dir():  # it is written right before the dev set is decoded the second time
         assert process.poll() is None
         time.sleep(0.2)
-    time.sleep(2)
     for worker in workers_of(process):
         os.kill(worker.pid, signal.SIGKILL)
     finish(process)
@@ -112,6 +119,12 @@ def test_a_run_of_the_stand_in_killed_while_it_decodes_the_dev_set_resumes_to_th
         undisturbed.adapter / "adapter_model.safetensors"
     ).read_bytes()
     assert dev_rows(undisturbed)[1]["dev_BLEU"] > 0.05
+
+
+def first_mrs(examples: Sequence[Example], number: int) -> list[Example]:
+    """The examples of the first MRs."""
+    mrs = [group.mr for group in group_by_mr(examples)][:number]
+    return [example for example in examples if example.mr in mrs]
 
 
 def finish_or_fail(process: Any) -> None:
