@@ -1,8 +1,7 @@
 """Settings: frozen dataclasses, the presets, and the checks that need nothing loaded.
 
 Every field is a setting of the command line, `--section.field`, and its docstring is the help text. The defaults are
-the paper's baseline (Tables 1 and 2 of "Finetuning GPT-2 on E2E Using LoRA"). The number of processes, the precision
-and the ZeRO stage are set in `accelerate_configs/`, not here.
+the paper's baseline (Tables 1 and 2). Processes, precision and ZeRO stage are set in `accelerate_configs/`, not here.
 """
 
 import dataclasses
@@ -40,8 +39,7 @@ class ModelSettings:
     name: str = "gpt2"
     """Hub id (gpt2, gpt2-medium) or path of a GPT-2 checkpoint."""
     dropout: float | None = 0.0
-    """GPT-2's own dropout probability during training. The LoRA authors' model has none and learns E2E better
-    without it; None keeps the checkpoint's value (0.1 for gpt2)."""
+    """GPT-2's dropout probability in training, 0 as in the LoRA authors' model; None keeps the checkpoint's (0.1)."""
 
     def __post_init__(self) -> None:
         _require(bool(self.name), "--model.name", repr(self.name), "give a hub id such as gpt2, or a folder")
@@ -99,8 +97,7 @@ class TrainSettings:
     global_batch_size: int = 8
     """Examples per optimizer step, over all processes and accumulation steps together."""
     refs_per_mr: int = 1
-    """References that share one copy of their meaning representation (MR) in a forward pass; 1 computes each example
-    separately. More is faster, but each step then sees fewer different MRs."""
+    """References per copy of their meaning representation (MR); more is faster, but a step has fewer different MRs."""
     accumulation_steps: int = 1
     """Micro-batches (forward and backward passes) per process and optimizer step."""
     gradient_checkpointing: bool = False
@@ -129,6 +126,10 @@ class TrainSettings:
     """How many of the newest checkpoints to keep."""
     profile: bool = False
     """Profile a few steps and write the time per operation, as a table and as a trace, to OUT/profile."""
+    score_dev: Literal["off", "epoch"] = "off"
+    """epoch: after each epoch, decode the dev set as the test set will be, log its scores, and keep the adapter."""
+    select: Literal["last", "best"] = "last"
+    """Epoch whose adapter is the result: the last, or the one with the best dev BLEU (see --train.score-dev)."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Experiment tracker to log to in addition to metrics.jsonl."""
 
@@ -141,6 +142,8 @@ class TrainSettings:
         _require(self.seed < 2**63, "--train.seed", self.seed, "must be < 2**63")
         _require(0 <= (p := self.label_smoothing) < 1, "--train.label-smoothing", p, "must be 0 <= p < 1")
         _require((norm := self.max_grad_norm) is None or norm > 0, "--train.max-grad-norm", norm, "must be > 0")
+        ok = self.select == "last" or self.score_dev == "epoch"
+        _require(ok, "--train.select", self.select, "this needs dev scores, add --train.score-dev epoch")
 
     def micro_batch_size(self, world_size: int) -> int:
         """Compute the examples per forward pass of one process.
@@ -167,10 +170,7 @@ class TrainSettings:
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
     def learning_rate_at(self, step: int, total: int) -> float:
-        """Compute the learning rate of step `step` (from 0) of `total`: transformers' linear schedule with warm-up.
-
-        It depends on the step only, so no world size, accumulation or resume can shift it.
-        """
+        """Compute the learning rate of step `step` (from 0) of `total`, linear with warm-up, in any world the same."""
         if step < self.warmup_steps:
             return self.learning_rate * step / self.warmup_steps
         return self.learning_rate * max(0, total - step) / max(1, total - self.warmup_steps)

@@ -30,6 +30,7 @@ WITHOUT_EFFECT = frozenset(
         "checkpoint_steps",
         "keep_checkpoints",
         "profile",
+        "score_dev",
         "tracker",
     )
 )

@@ -31,6 +31,10 @@ class RunDir:
         """The trained adapter, a folder in PEFT's layout."""
         return self.root / "adapter"
 
+    def epoch(self, number: int) -> Path:
+        """Return the folder of the adapter after an epoch (from 1), in the same layout."""
+        return self.root / "epochs" / f"epoch-{number}"
+
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""

@@ -33,6 +33,7 @@ def made_run(
     adapter: str = "",
     official: bool = True,
     bleu: str = "mteval-v13a-sig.pl, case-insensitive",
+    dev_bleus: Sequence[float] = (),
 ) -> RunDir:
     """A run that was trained for 20 steps with a dev set after them, decoded into `texts`, and scored.
 
@@ -45,6 +46,7 @@ def made_run(
         adapter: content of the adapter file; if empty, each folder has its own.
         official: whether these were the official test set.
         bleu: what computed BLEU.
+        dev_bleus: BLEU of the dev set after each epoch, as without Java; the adapter is that of the best.
     """
     run = RunDir(folder)
     world = {"processes": 2, "strategy": "ddp", "device": "cpu", "precision": "fp32"}
@@ -53,7 +55,14 @@ def made_run(
         {"step": step, "loss": 3 - step / 20, "lr": 1e-4, "examples_per_second": 4.0, "peak_memory_gib": [1.0, 1.25]}
         for step in (10, 20)
     ]
-    write_jsonl(run.metrics, [*steps, {"step": 20, "dev_loss": 1.9, "dev_nll": 0.1, "dev_perplexity": 1.1}])
+    scored = [
+        {"step": 10 * n, "epoch": float(n), "dev_loss": 2.0, "dev_BLEU": value, "dev_NIST": 9 * value}
+        for n, value in enumerate(dev_bleus, start=1)
+    ]
+    write_jsonl(run.metrics, [*steps, *scored, {"step": 20, "dev_loss": 1.9, "dev_nll": 0.1, "dev_perplexity": 1.1}])
+    if scored:
+        best = dev_bleus.index(max(dev_bleus)) + 1
+        write_json(run.config, {**read_object(run.config), "selection": {"epoch": best, "step": 10 * best}})
     run.adapter.mkdir()
     (run.adapter / "adapter_model.safetensors").write_text(adapter or str(folder))
     pairs = list(zip(mrs, texts, strict=True))
@@ -74,8 +83,8 @@ def made_run(
     write_json(run.decode_signature, decoding)
     write_json(run.decode_timing, {"sentences": 3, "seconds": 1.5, **world})
     columns = ("src", "sys_out", "BLEU", "sentBLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")
-    scored = [f"{mr}\t{text}\t0\t{i / len(mrs):.4f}\tnan\t0.4\t0.5\t1.5" for i, (mr, text) in enumerate(pairs)]
-    write_text(run.sentence_scores, "\n".join(["\t".join(columns), *scored]) + "\n")
+    sentences = [f"{mr}\t{text}\t0\t{i / len(mrs):.4f}\tnan\t0.4\t0.5\t1.5" for i, (mr, text) in enumerate(pairs)]
+    write_text(run.sentence_scores, "\n".join(["\t".join(columns), *sentences]) + "\n")
     signature = {
         "BLEU": bleu,
         **{name: f"scorer of {name}" for name in METRICS[1:]},

@@ -34,6 +34,7 @@ def run(argv: Sequence[str]) -> int:
     from lora_dist.cli.training import claimed_output, training_world
     from lora_dist.decoding.decode import check_test_set, decode
     from lora_dist.distributed.collectives import on_main
+    from lora_dist.evaluation.dev_scores import DevScorer
     from lora_dist.evaluation.formats import scores_table
     from lora_dist.evaluation.scoring import score_run
     from lora_dist.metrics.java import find_java
@@ -45,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     with training_world(command) as here, claimed_output(command, here) as overwrite:
         on_main(here, find_java)  # not after hours of training
         on_main(here, lambda: check_test_set(settings))
-        train_adapter(settings, folder, here, overwrite=overwrite)
+        train_adapter(settings, folder, here, overwrite=overwrite, scorer=DevScorer)
         decode(settings, folder, here)
         is_main = here.is_main
     if is_main:  # no rank waits while Java computes METEOR
@@ -57,12 +58,13 @@ def run(argv: Sequence[str]) -> int:
 def train(argv: Sequence[str]) -> int:
     """Train an adapter to OUT/adapter: train PRESET --out DIR."""
     from lora_dist.cli.training import claimed_output, training_world
+    from lora_dist.evaluation.dev_scores import DevScorer
     from lora_dist.training.trainer import train as train_adapter
 
     command = parse_with_preset(TrainCommand, "train", train.__doc__, argv)
     folder = RunDir(command.out)
     with training_world(command) as here, claimed_output(command, here) as overwrite:
-        train_adapter(command.sections(), folder, here, overwrite=overwrite)
+        train_adapter(command.sections(), folder, here, overwrite=overwrite, scorer=DevScorer)
         if here.is_main:
             print(f"adapter in {folder.adapter}; next: lora-dist decode {folder.root}")
     return 0

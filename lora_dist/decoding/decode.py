@@ -6,8 +6,9 @@ they decode. Each rank appends a finished chunk to its ledger at once, and a res
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ from lora_dist.data.e2e import (
     Example,
     Group,
     fingerprint,
-    format_outputs,
-    format_references,
     group_by_mr,
     is_official,
     load_split,
@@ -31,6 +30,7 @@ from lora_dist.data.tokens import encode_prompts
 from lora_dist.decoding.beam_search import Sentence, beam_search, check_room
 from lora_dist.decoding.kv_cache import DecodingModel, lay_out
 from lora_dist.decoding.ledger import Found, append_to_ledger, open_ledger
+from lora_dist.decoding.outputs import write_outputs
 from lora_dist.distributed.collectives import (
     SharedCounter,
     barrier,
@@ -43,7 +43,7 @@ from lora_dist.distributed.consistency import require_agreement, require_shared
 from lora_dist.distributed.signals import graceful_shutdown
 from lora_dist.distributed.world import World
 from lora_dist.errors import Interrupted
-from lora_dist.files import write_json, write_jsonl, write_text
+from lora_dist.files import write_json
 from lora_dist.model.adapter import load_adapted
 from lora_dist.model.base import DTYPES, base_fingerprint, load_config, load_tokenizer
 from lora_dist.model.kernels.select import kernels_for
@@ -88,12 +88,16 @@ def load_decoder(settings: Settings, adapter: Path, device: torch.device) -> Dec
 
 
 def check_test_set(settings: Settings) -> None:
-    """Refuse a test set that cannot be decoded, before anything is trained.
+    """Refuse a test set that cannot be read or decoded; see `check_groups`."""
+    check_groups(settings, group_by_mr(load_split(settings.data, "test"))[: settings.decode.limit])
+
+
+def check_groups(settings: Settings, groups: Sequence[Group]) -> None:
+    """Refuse MRs that cannot be decoded, before anything is trained.
 
     Raises:
-        UserError: if it cannot be read, or a sentence might exceed the model's positions after one of its MRs.
+        UserError: if a sentence might exceed the model's positions after one of them.
     """
-    groups = group_by_mr(load_split(settings.data, "test"))[: settings.decode.limit]
     prompts = encode_prompts(load_tokenizer(settings.model), [group.mr for group in groups])
     check_room(load_config(settings.model).n_positions, max(map(len, prompts)), settings.decode)
 
@@ -123,11 +127,18 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
     prompts = encode_prompts(decoder.tokenizer, [group.mr for group in groups])
     done = on_main(world, lambda: open_ledger(run, signature))
     start = time.perf_counter()
-    found = _decode_shard(decoder, prompts, done, run, world)
+    with graceful_shutdown() as request:
+
+        def end_if_asked() -> bool:
+            if request.signal is not None:  # without a collective, as each rank has its own ledger
+                raise Interrupted(f"{request.signal} ended the decoding: the same command resumes it")
+            return False
+
+        found = decode_shard(decoder, prompts, done, world, end_if_asked, partial(append_to_ledger, run, world.rank))
     seconds = time.perf_counter() - start
     sentences = gather_by_index(world, found, len(groups))
     if world.is_main:
-        _write(run, groups, sentences, signature)
+        write_outputs(run, groups, sentences, signature)
         if new := len(groups) - len(done):
             where = {**world.describe(), "precision": settings.decode.precision}
             write_json(run.decode_timing, {"sentences": new, "seconds": round(seconds, 3), **where})
@@ -149,25 +160,6 @@ def _signature(decoder: Decoder, run: RunDir, examples: Sequence[Example], group
         "chunk_tokens": chunk_tokens(decoder.settings, decoder.model),
         "versions": versions(),
     }
-
-
-def _write(run: RunDir, groups: Sequence[Group], sentences: Sequence[Found], signature: dict[str, Any]) -> None:
-    """Write the outputs in the official order and formats."""
-    rows = [
-        {"index": index, "mr": group.mr, **_row(found)}
-        for index, (group, found) in enumerate(zip(groups, sentences, strict=True))
-    ]
-    write_text(run.references_text, format_references(groups))
-    write_text(run.outputs_text, format_outputs([row["text"] for row in rows]))
-    write_json(run.decode_signature, signature)
-    write_jsonl(run.outputs, rows)
-
-
-def _row(sentences: Found) -> dict[str, Any]:
-    """Return the best sentence and, if more were requested, the alternatives."""
-    (text, score), *others = sentences
-    more = {"alternatives": [{"text": text, "score": score} for text, score in others]} if others else {}
-    return {"text": text, "score": score, **more}
 
 
 def chunks(lengths: Sequence[int], new_tokens: int, batch_tokens: int) -> list[list[int]]:
@@ -198,39 +190,49 @@ def chunk_tokens(settings: DecodeSettings, model: DecodingModel) -> int:
     return settings.batch_tokens or model.kernels.CHUNK_TOKENS
 
 
-def _decode_shard(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], done: dict[int, Found], run: RunDir, world: World
+def decode_shard(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    done: Mapping[int, Found],
+    world: World,
+    asked_to_end: Callable[[], bool],
+    keep: Callable[[dict[int, Found]], None] = lambda _: None,
 ) -> dict[int, Found]:
-    """Decode this rank's chunks and return its sentences by index, on rank 0 together with those of the ledgers.
+    """Decode this rank's chunks and wait for the other ranks. Collective: call on all ranks.
 
     Each rank takes the next chunk as soon as it is free, so a slow rank does not delay the others.
+
+    Args:
+        decoder: the model and its settings.
+        prompts: token ids of every prompt.
+        done: sentences of earlier runs by index, which are not decoded again.
+        world: the ranks.
+        asked_to_end: called before each chunk and while waiting. It may raise, or return True to decode no further.
+        keep: called with the sentences of each chunk.
+
+    Returns:
+        This rank's sentences by index, on rank 0 together with `done`.
     """
-    settings = decoder.settings
-    found = dict(done) if world.is_main else {}
-    size = chunk_tokens(settings, decoder.model)
-    new_tokens = settings.num_beams * settings.max_new_tokens
+    size = chunk_tokens(decoder.settings, decoder.model)
+    new_tokens = decoder.settings.num_beams * decoder.settings.max_new_tokens
     todo = [chunk for chunk in chunks([len(p) for p in prompts], new_tokens, size) if not done.keys() >= set(chunk)]
+    found = dict(done) if world.is_main else {}
     started, finished = SharedCounter(world), SharedCounter(world)
     total = sum(map(len, todo))
-    bar = tqdm(total=total, desc="decode", unit="sentence", disable=not world.is_main, dynamic_ncols=True)
-    with bar, graceful_shutdown() as request:
-
-        def end_if_asked() -> None:
-            if request.signal is not None:  # without a collective, as each rank has its own ledger
-                raise Interrupted(f"{request.signal} ended the decoding: the same command resumes it")
-
-        while (number := started.add(1) - 1) < len(todo):
-            end_if_asked()
+    with tqdm(
+        total=total, desc="decode", unit="sentence", leave=None, disable=not world.is_main, dynamic_ncols=True
+    ) as bar:
+        while (number := started.add(1) - 1) < len(todo) and not asked_to_end():
             world.watchdog.progress(f"chunk {number + 1} of {len(todo)}")
             chunk = todo[number]
             decoded = dict(zip(chunk, decoder.sentences([prompts[i] for i in chunk]), strict=True))
             new = {index: sentences for index, sentences in decoded.items() if index not in done}
             found |= new
-            append_to_ledger(run, world.rank, new)
+            keep(new)
             bar.update(finished.add(len(chunk)) - bar.n)
 
         def while_waiting() -> None:
-            end_if_asked()
+            asked_to_end()
             if world.is_main and (more := finished.add(0) - bar.n) > 0:
                 world.watchdog.progress("waiting for the other ranks' last chunks")
                 bar.update(more)

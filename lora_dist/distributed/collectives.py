@@ -151,6 +151,11 @@ class StopPoll:
         self._world, self._request = world, request
         self._pending: list[tuple[dist.Work, Tensor]] = []
 
+    @property
+    def asked(self) -> bool:
+        """Whether this rank, which says nothing about the others, has received a signal."""
+        return self._request.signal is not None
+
     def __call__(self, *, wait: bool = False) -> str | None:
         """Return on all ranks the signal that any rank received, None without one. Collective: call on all ranks.
 

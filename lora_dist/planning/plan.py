@@ -236,6 +236,8 @@ def _notes(cfg: TrainSettings, corpus: Corpus, kind: Kind) -> list[str]:
         found.append("the corpus or the tokenizer is unavailable here: lengths are those of E2E as published")
     if cfg.refs_per_mr > 1 or cfg.gradient_checkpointing:
         found.append("activations are an upper bound: without --train.refs-per-mr and --train.gradient-checkpointing")
+    if cfg.score_dev == "epoch":
+        found.append("the model that each rank loads to decode the dev set after an epoch is not included")
     if kind == "cuda":
         found.append("on a GPU, CUDA's own context and the reserve of torch's allocator are not included")
         if _captured(cfg, None, kind):

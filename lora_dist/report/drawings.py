@@ -1,4 +1,4 @@
-"""The figures of the report: scores compared with the paper's, slot errors, and training curves."""
+"""The figures of the report: scores compared with the paper's, slot errors, and curves of training and dev scores."""
 
 import math
 import statistics
@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from lora_dist.metrics.slots.errors import ATTRIBUTES
 from lora_dist.metrics.suite import METRICS
@@ -104,6 +104,27 @@ def plot_loss(configurations: Sequence[Configuration]) -> Figure:
     return figure
 
 
+def plot_dev_scores(configurations: Sequence[Configuration]) -> Figure:
+    """Draw one panel per metric: the scores of the decoded dev set over the epochs, a curve for each run."""
+    figure = Figure(figsize=(FIGURE_WIDTH, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(METRICS))
+    for panel, metric in zip(panels, METRICS, strict=True):
+
+        def draw(result: Result, color: str, panel: Axes = panel, name: str = f"dev_{metric}") -> None:
+            points = [(row["epoch"], row[name], row["step"]) for row in result.dev_scores() if name in row]
+            panel.plot([x for x, _, _ in points], [y for _, y, _ in points], ".-", color=color, linewidth=1)
+            for x, y, step in points:
+                if step == result.selected_step:
+                    panel.plot(x, y, "o", color=color, markersize=6)
+
+        _for_each_run(configurations, draw)
+        panel.set_title(metric)
+        panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _draw_legend(figure, panels[0], configurations)
+    return figure
+
+
 def plot_schedule(configurations: Sequence[Configuration]) -> Figure:
     """Draw the learning rate and the training throughput of each run over its steps."""
     figure = Figure(figsize=(FIGURE_WIDTH, 3.4), layout="constrained")
@@ -167,6 +188,7 @@ DRAWINGS: dict[str, Callable[[Sequence[Configuration]], Figure]] = {
     "size": plot_size,
     "slots": plot_slot_errors,
     "loss": plot_loss,
+    "dev": plot_dev_scores,
     "schedule": plot_schedule,
 }
 """Every figure by the name of its file."""

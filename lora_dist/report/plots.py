@@ -37,6 +37,7 @@ def make_plots(configurations: Sequence[Configuration]) -> tuple[list[Plot], lis
         The plots, and a note for each one that could not be drawn, which costs nothing else.
     """
     logged = any(result.logged_steps() for c in configurations for result in c.results)
+    scored = any(result.dev_scores() for c in configurations for result in c.results)
     slots = any(result.slot_error_rate is not None for c in configurations for result in c.results)
     plots, notes = [], []
     for name, title, has_data in (
@@ -44,6 +45,7 @@ def make_plots(configurations: Sequence[Configuration]) -> tuple[list[Plot], lis
         ("size", "Scores vs. trainable params", True),
         ("slots", "Slot errors by attribute", slots),
         ("loss", "Training loss (lines) and dev loss (points)", logged),
+        ("dev", "Dev scores after each epoch (large points: the epoch of the adapter)", scored),
         ("schedule", "Learning rate and throughput", logged),
     ):
         if not has_data:

@@ -108,6 +108,22 @@ class Result:
         """Return the rows of the log with the dev loss."""
         return [row for row in self.log if "dev_loss" in row]
 
+    def dev_scores(self) -> list[dict[str, Any]]:
+        """Return the rows of the log with scores of the decoded dev set, one per epoch."""
+        return [row for row in self.log if "dev_BLEU" in row]
+
+    @property
+    def selected_step(self) -> int | None:
+        """Optimizer steps after which the adapter was taken; None if the dev set was not scored."""
+        step: int | None = self.config.get("selection", {}).get("step")
+        return step
+
+    @property
+    def epoch(self) -> str:
+        """How the epoch of the adapter was selected; only for a run that was trained here."""
+        best = f"best of {len(self.dev_scores())} by dev BLEU"
+        return best if self.settings.train.select == "best" else "last"
+
     def caveats(self) -> list[str]:
         """List why its scores are not directly comparable with the paper's."""
         found = []

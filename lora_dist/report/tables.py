@@ -87,16 +87,17 @@ def hyperparameter_table(configurations: Sequence[Configuration]) -> Table:
 
 def score_table(configurations: Sequence[Configuration]) -> Table:
     """Build Table 3: the five scores below the published ones, with footnotes where they are not comparable."""
-    rows = [(p.name + ", paper", p.trainable, "-", *map(_four_decimals, p.scores), "-") for p in PAPER]
-    rows += [(p.name, p.trainable, "-", *map(_four_decimals, p.scores), "-") for p in REPRODUCTIONS]
+    rows = [(p.name + ", paper", p.trainable, "-", "-", *map(_four_decimals, p.scores), "-") for p in PAPER]
+    rows += [(p.name, p.trainable, "-", "-", *map(_four_decimals, p.scores), "-") for p in REPRODUCTIONS]
     footnotes = Footnotes()
     for c in configurations:
         label = footnotes.mark(c.label, c.first.caveats())
         scores = [_mean_and_std(*pair) for pair in zip(c.mean(), c.std() or [None] * len(METRICS), strict=True)]
-        rows.append((label, f"{c.first.trainable:,}", str(len(c.results)), *scores, _slot_error_cell(c.results)))
+        what = label, f"{c.first.trainable:,}", str(len(c.results)), c.first.epoch if c.first.trained_here else UNKNOWN
+        rows.append((*what, *scores, _slot_error_cell(c.results)))
     notes = ["± is the standard deviation over the seeds"] if any(len(c.results) > 1 for c in configurations) else []
     notes += [f"{r.name} is not counted: seed {r.seed} has another run" for c in configurations for r in c.repeated]
-    head = ("Model", "Trainable params", "Seeds", *METRICS, "Slot errors")
+    head = ("Model", "Trainable params", "Seeds", "Epoch", *METRICS, "Slot errors")
     num_published = len(PAPER) + len(REPRODUCTIONS)
     return Table("Table 3: scores on the test set", head, tuple(rows), (*notes, *footnotes.notes()), num_published)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lora_dist.errors import UserError
 from lora_dist.files import write_text
 from lora_dist.report.configurations import configurations, one_per_adapter
+from lora_dist.report.epochs import epoch_table
 from lora_dist.report.page import provenance, render_page
 from lora_dist.report.plots import Plot, make_plots
 from lora_dist.report.results import Result, load_results
@@ -37,7 +38,7 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
     check_report_folder(target)
     results = load_results(list({run.root.resolve(): run for run in runs}.values()))
     groups = configurations(one_per_adapter(results))
-    scores, decodings = score_table(groups), decoding_table(results)
+    scores, decodings, epochs = score_table(groups), decoding_table(results), epoch_table(results)
     tables = [
         scores,
         improvement_table(groups),
@@ -45,6 +46,7 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
         hyperparameter_table(groups),
         cost_table(groups),
         *([decodings] if decodings is not None else []),
+        *([epochs] if epochs is not None else []),
         run_table(results),
     ]
     plots, notes = make_plots(groups)

@@ -25,6 +25,7 @@ from lora_dist.training.strategy import TrainingStrategy
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+_SPLITS = (("training", "train"), ("dev", "dev"))
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Checkpoints:
         steps, identity = state.get("updates", state.get("steps")), state.get("recipe", state.get("identity"))
         if steps != complete[-1] or not isinstance(identity, dict):
             raise UserError(f"{damage}: {folder / STATE} is not that of step {complete[-1]}")
+        identity = {"--train.select": "last", **identity}  # which was not recorded before there was a choice
         if identity != self.identity:
             raise UserError(f"{self.run.root} was trained with other settings: {_difference(identity, self.identity)}")
         try:
@@ -93,9 +95,9 @@ class Checkpoints:
         if not self.run.config.is_file():
             return
         config, stored = read_config(self.run), read_settings(self.run)
-        options = as_options(stored, "model", "lora", "train")
+        options = as_options(stored, "model", "lora", "train", "decode")
         old = {name: options.get(name) if name.startswith("--") else value for name, value in self.identity.items()}
-        old["training data"] = config["data"].get("train")
+        old |= {f"{name} data": config["data"].get(split) for name, split in _SPLITS if f"{name} data" in old}
         if old != self.identity:
             raise UserError(f"{self.run.root} was trained with other settings: {_difference(old, self.identity)}")
         if self.run.adapter.is_dir():
@@ -118,4 +120,6 @@ class Checkpoints:
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return ", ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed)
+    # What only one of them has follows from another difference: the dev data matters if an epoch is selected by it.
+    shown = [key for key in changed if key in old and key in new] or changed
+    return ", ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in shown)

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +17,7 @@ from lora_dist.distributed.device import peak_memory
 from lora_dist.distributed.world import World
 from lora_dist.files import write_jsonl
 from lora_dist.run_dir import RunDir
+from lora_dist.training.epochs import DEV
 from lora_dist.training.log_rows import read_log
 from lora_dist.training.step import StepResult
 
@@ -22,7 +25,9 @@ from lora_dist.training.step import StepResult
 class MetricsLog:
     """A context manager that collects the results of steps and logs means per token over all ranks."""
 
-    def __init__(self, run: RunDir, world: World, tracker_settings: dict[str, Any], done: int, total: int) -> None:
+    def __init__(
+        self, run: RunDir, world: World, tracker_settings: dict[str, Any], done: int, total: int, *, scored: bool
+    ) -> None:
         """Set up the log after `done` of `total` steps.
 
         Args:
@@ -31,11 +36,13 @@ class MetricsLog:
             tracker_settings: settings that the tracker shows for the run.
             done: steps of the checkpoint that the training resumes from, 0 without one.
             total: steps of the whole training.
+            scored: whether dev evaluations have scores besides losses.
         """
         self._world, self._run = world, run
         self._tracker_settings, self._done, self._total = tracker_settings, done, total
+        self._dev_key = f"{DEV}BLEU" if scored else "dev_loss"
         self.evaluated: set[int] = set()
-        """Steps after which the dev losses have been logged."""
+        """Steps after which a dev evaluation has been logged."""
         self._results: list[StepResult] = []
         self._interval_start = 0.0
 
@@ -60,8 +67,13 @@ class MetricsLog:
         self._bar.close()
 
     def _drop_rows_after_done(self) -> set[int]:
-        """Rewrite metrics.jsonl without later steps and damaged lines; return the steps whose dev losses remain."""
-        rows = [row for row in read_log(self._run.metrics) if row["step"] <= self._done]
+        """Rewrite metrics.jsonl without later steps and damaged lines; return the steps whose dev evaluation remains.
+
+        That of the last step is dropped if it has no scores and now should: it can still be made.
+        """
+        old = read_log(self._run.metrics)
+        last = [row for row in old if row["step"] == self._done and ("dev_loss" not in row or self._dev_key in row)]
+        rows = [row for row in old if row["step"] < self._done] + last
         write_jsonl(self._run.metrics, rows)
         return {row["step"] for row in rows if "dev_loss" in row}
 
@@ -122,12 +134,20 @@ class MetricsLog:
         summed = sum_over_ranks(here, torch.cat([part.to(here.device) for part in parts])).tolist()
         return summed[0], int(summed[1]), [round(gib, 3) for gib in summed[2:]]
 
-    def write_dev(self, step: int, epoch: float, dev_loss: float, dev_nll: float) -> None:
-        """Log the dev losses in nats per label: `dev_loss` with label smoothing, `dev_nll` without."""
+    def write_dev(self, step: int, epoch: float, losses: tuple[float, float], scores: Mapping[str, float]) -> None:
+        """Log a dev evaluation.
+
+        Args:
+            step: steps made so far.
+            epoch: epochs made so far.
+            losses: in nats per label, with label smoothing and without.
+            scores: of the decoded dev set by metric, such as BLEU; empty if it was not decoded.
+        """
+        dev_loss, dev_nll = losses
         if self._world.is_main:
-            self._bar.write(
-                f"dev loss {dev_loss:.4f}, perplexity {math.exp(dev_nll):.3f} after {step} steps", sys.stderr
-            )
+            bleu = f", dev BLEU {scores['BLEU']:.4f}" if scores else ""
+            text = f"dev loss {dev_loss:.4f}, perplexity {math.exp(dev_nll):.3f}{bleu} after {step} steps"
+            self._bar.write(text, sys.stderr)
         self._write_row(
             {
                 "step": step,
@@ -135,6 +155,7 @@ class MetricsLog:
                 "dev_loss": dev_loss,
                 "dev_nll": dev_nll,
                 "dev_perplexity": math.exp(dev_nll),
+                **{f"{DEV}{name}": value for name, value in scores.items()},
             }
         )
         self._start_interval()
@@ -150,3 +171,6 @@ class MetricsLog:
         if self._world.is_main:
             with self._run.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+                if "dev_loss" in row:  # it is not made again once a later checkpoint is on disk
+                    file.flush()
+                    os.fsync(file.fileno())

@@ -1,13 +1,15 @@
 """The training loop: from the corpus and a frozen GPT-2 to `RUN/adapter`, with checkpoints."""
 
 import logging
+import math
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import Precision, Settings
-from lora_dist.config_io import WITHOUT_EFFECT, as_options, read_config, versions, write_config
+from lora_dist.config_io import read_config, write_config
 from lora_dist.data.collate import padding_batch
 from lora_dist.data.contents import training_shapes
 from lora_dist.data.shapes import SMALLEST, StaticShapes
@@ -26,7 +28,9 @@ from lora_dist.run_dir import RunDir
 from lora_dist.run_guard import prepare_output
 from lora_dist.training.captured import CapturedLoss, why_eager
 from lora_dist.training.checkpoint import Checkpoint, Checkpoints
-from lora_dist.training.determinism import reproducible
+from lora_dist.training.determinism import default_kernels, reproducible
+from lora_dist.training.epochs import DevScorer, select_epoch
+from lora_dist.training.identity import identity, must_agree
 from lora_dist.training.loss import ReferenceLoss
 from lora_dist.training.metrics_log import MetricsLog
 from lora_dist.training.profiler import profile_steps
@@ -37,12 +41,11 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One training, which starts from its newest complete checkpoint if there is one.
+    """One training, from its newest complete checkpoint if there is one; to be made and run within `reproducible`."""
 
-    To be made and run within `reproducible`, as `train` does.
-    """
-
-    def __init__(self, settings: Settings, run: RunDir, world: World, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, run: RunDir, world: World, *, overwrite: bool = False, scorer: DevScorer | None = None
+    ) -> None:
         """Load what the training needs, write config.json and wrap the model. Collective: call on all ranks.
 
         Args:
@@ -50,6 +53,7 @@ class Trainer:
             run: the run directory.
             world: the ranks.
             overwrite: whether to delete the run that is in the directory.
+            scorer: scores the dev set after each epoch; needed if the settings ask for that.
 
         Raises:
             UserError: on every rank, for settings, data or a model that cannot be trained.
@@ -64,11 +68,13 @@ class Trainer:
         self.pad_id: int = tokenizer.eos_token_id
         self.total_steps = cfg.total_steps(len(self.data.train))
         self.steps_per_epoch = cfg.steps_per_epoch(len(self.data.train))
-        require_agreement(world, self._must_agree())
+        require_agreement(world, must_agree(settings, self.base, self.data, world))
+        assert scorer is not None or cfg.score_dev == "off", "dev scores need a scorer"
+        self.score_dev = None if scorer is None or cfg.score_dev == "off" else scorer(settings, world)
         require_shared(world, run.root)
         on_main(world, lambda: prepare_output(run, overwrite=overwrite))
-        identity = self._identity()
-        self.checkpoints = Checkpoints(run, identity, settings.lora, self.base, cfg.keep_checkpoints)
+        fixed = identity(settings, self.base, self.data)
+        self.checkpoints = Checkpoints(run, fixed, settings.lora, self.base, cfg.keep_checkpoints)
         saved = self.checkpoints.newest()
         self.done = 0 if saved is None else saved.steps
         self._announce(lora.trainable_count(gpt2))
@@ -77,7 +83,7 @@ class Trainer:
         self.module, self.strategy = self._wrap(gpt2, saved)
         self._capture()
         self.step = OptimizerStep(self.strategy, self.data.train, cfg, self.shapes, self.pad_id, world)
-        self.log = MetricsLog(run, world, identity, self.done, self.total_steps)
+        self.log = MetricsLog(run, world, fixed, self.done, self.total_steps, scored=self.score_dev is not None)
 
     def run(self) -> None:
         """Make the remaining steps and write the adapter. Collective: call on all ranks.
@@ -107,10 +113,13 @@ class Trainer:
                     self.save(steps)
                 self._end_if_asked(steps, poll)
                 self.evaluate(steps, poll)
-        self._save_adapter()
+        if cfg.select == "last":
+            self._write_adapter(self.run_dir.adapter)
+        if self.score_dev is not None:
+            on_main(self.world, lambda: select_epoch(self.run_dir, cfg.select))
 
     def evaluate(self, steps: int, poll: StopPoll) -> None:
-        """Log the dev losses if an epoch or the training ends after `steps` steps. Collective: call on all ranks.
+        """Log the dev evaluation if an epoch or the training ends after `steps` steps. Collective: call on all ranks.
 
         Raises:
             Interrupted: on every rank, after a checkpoint, when one of them received a signal.
@@ -120,7 +129,16 @@ class Trainer:
             losses = dev_losses(
                 self.strategy, self.data.dev, self.pad_id, self.world, lambda: self._end_if_asked(steps, poll)
             )
-            self.log.write_dev(steps, steps / self.steps_per_epoch, *losses)
+            self.log.write_dev(steps, steps / self.steps_per_epoch, losses, self._score_epoch(steps, poll))
+            self._end_if_asked(steps, poll)  # scoring takes seconds, and no step may follow
+
+    def _score_epoch(self, steps: int, poll: StopPoll) -> dict[str, float]:
+        """Keep the adapter of the epoch that ends after `steps` steps and score the dev set, if the settings say so."""
+        if self.score_dev is None:
+            return {}
+        self._write_adapter(folder := self.run_dir.epoch(math.ceil(steps / self.steps_per_epoch)))
+        with default_kernels():
+            return self.score_dev(folder, lambda: poll.asked, lambda: self._end_if_asked(steps, poll, wait=True))
 
     def save(self, steps: int) -> None:
         """Write the checkpoint after `steps` steps. Collective: call on all ranks."""
@@ -130,17 +148,17 @@ class Trainer:
         rate = self.settings.train.learning_rate_at(steps - 1, self.total_steps)
         self.log.write(steps, steps / self.steps_per_epoch, rate)
 
-    def _end_if_asked(self, steps: int, poll: StopPoll) -> None:
-        if (name := poll(wait=steps == self.total_steps)) is not None:
+    def _end_if_asked(self, steps: int, poll: StopPoll, *, wait: bool = False) -> None:
+        if (name := poll(wait=wait or steps == self.total_steps)) is not None:
             if self.log.pending:
                 self._log_loss(steps)
             self.save(steps)
             raise Interrupted(f"{name} ended the training after step {steps} of {self.total_steps}: add --resume")
 
-    def _save_adapter(self) -> None:
+    def _write_adapter(self, path: Path) -> None:
         adapter = self.strategy.adapter()
         if self.world.is_main:
-            with new_folder(self.run_dir.adapter) as folder:
+            with new_folder(path) as folder:
                 save_adapter(folder, adapter, self.settings.lora, self.base)
         barrier(self.world)
 
@@ -182,21 +200,6 @@ class Trainer:
             strategy.load_moments(saved.moments, saved.steps, padding_batch(self.data.train, self.pad_id, SMALLEST))
         return module, strategy
 
-    def _identity(self) -> dict[str, Any]:
-        """Return everything that determines the adapter; it must be the same when a run resumes."""
-        options = as_options(self.settings, "model", "lora", "train")
-        return {
-            "base model": self.base.fingerprint,
-            "training data": self.data.fingerprints["train"],
-            **{option: value for option, value in options.items() if option not in WITHOUT_EFFECT},
-        }
-
-    def _must_agree(self) -> dict[str, Any]:
-        """Return what must be the same on all machines, as each has its own command line and files."""
-        fingerprints = {f"the {split} split's fingerprint": text for split, text in self.data.fingerprints.items()}
-        found = {"the base model's fingerprint": self.base.fingerprint, "the precision": self.world.precision}
-        return {**as_options(self.settings, "model", "lora", "data", "train"), **found, **fingerprints, **versions()}
-
     def _earlier_worlds(self) -> list[dict[str, Any]]:
         """List the worlds in which the steps so far were made, in order; none at the start of a training."""
         if not self.done:
@@ -229,13 +232,12 @@ class Trainer:
             )
 
 
-def train(settings: Settings, run: RunDir, world: World, *, overwrite: bool = False) -> None:
-    """Train an adapter from the newest complete checkpoint or from the start. Collective: call on all ranks.
-
-    The arguments and errors are those of `Trainer` and `Trainer.run`.
-    """
+def train(
+    settings: Settings, run: RunDir, world: World, *, overwrite: bool = False, scorer: DevScorer | None = None
+) -> None:
+    """Train as `Trainer` and `Trainer.run` do, with the settings' seed and kernels. Collective: call on all ranks."""
     with reproducible(settings.train.seed, deterministic=settings.train.deterministic):
-        Trainer(settings, run, world, overwrite=overwrite).run()
+        Trainer(settings, run, world, overwrite=overwrite, scorer=scorer).run()
 
 
 def load_model(settings: Settings, precision: Precision) -> tuple[GPT2LMHeadModel, Any]:

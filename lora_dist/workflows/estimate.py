@@ -34,7 +34,7 @@ class Speed:
     overhead: float
     """Seconds to start, load and score."""
     examples: dict[str, int]
-    """Sizes of the whole corpus: examples of train and dev, meaning representations of test."""
+    """Sizes of the whole corpus: examples of train and dev, meaning representations (MRs) of `dev MRs` and test."""
 
     def seconds(self, settings: Settings, trains: bool) -> float:
         """Estimate the duration of a run with `settings`, or of its decoding only if it does not train."""
@@ -46,6 +46,8 @@ class Speed:
             # A dev example takes only a forward pass, about a third of the work.
             examples = steps * settings.train.global_batch_size + epochs * self.examples["dev"] / 3
             total += examples / self.examples_per_second
+            if settings.train.score_dev == "epoch":
+                total += epochs * self.examples["dev MRs"] * self.seconds_per_sentence
         return total
 
 
@@ -82,7 +84,7 @@ def measure_speed(
             few = replace(
                 settings,
                 data=DataSettings(dir=corpus),
-                train=replace(cfg, tracker="none", profile=False),
+                train=replace(cfg, tracker="none", profile=False, score_dev="off", select="last"),
                 decode=replace(settings.decode, limit=SENTENCES),
             )
             arguments = ["run", nearest_preset(few), *to_arguments(changed_options(few)), "--out", str(run.root)]
@@ -100,7 +102,8 @@ def _write_sample(data: DataSettings, folder: Path) -> dict[str, int]:
     write_csv(folder / FILES["train"], splits["train"])
     write_csv(folder / FILES["dev"], splits["dev"][:SENTENCES])
     write_csv(folder / FILES["test"], [example for example in splits["test"] if example.mr in mrs])
-    return {"train": len(splits["train"]), "dev": len(splits["dev"]), "test": len(groups)}
+    dev_mrs = len(group_by_mr(splits["dev"]))
+    return {"train": len(splits["train"]), "dev": len(splits["dev"]), "dev MRs": dev_mrs, "test": len(groups)}
 
 
 def _speed(run: RunDir, settings: Settings, seconds: float, sizes: dict[str, int]) -> Speed:

@@ -68,6 +68,14 @@ def test_a_gpu_trains_what_a_cpu_trains(way: tuple[str, ...], arguments: list[st
         assert (ours[name] - tensor).norm() < 1e-3 * tensor.norm()
 
 
+def test_scoring_the_dev_set_changes_no_bit_of_a_training_on_a_gpu(arguments: list[str], tmp_path: Path) -> None:
+    scored = ("--train.score-dev", "epoch", "--decode.num-beams", "2", "--decode.max-new-tokens", "8")
+    plain = train(tmp_path / "plain", "cuda", arguments, *DROPOUT)
+    run = train(tmp_path / "scored", "cuda", arguments, *DROPOUT, *scored)
+    assert weights(run) == weights(plain)
+    assert losses(run) == losses(plain)
+
+
 def test_a_gpu_learns_in_bf16_what_it_learns_in_fp32(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from made_runs import MRS, TEXTS, made_run
 
 from lora_dist.config import IMPROVED
+from lora_dist.metrics.suite import METRICS
 from lora_dist.report import drawings
 from lora_dist.report.configurations import Configuration, configurations
 from lora_dist.report.plots import make_plots
@@ -91,3 +92,14 @@ def test_one_meaning_representation_has_a_report(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", mrs=MRS[:1], texts=TEXTS[:1])
     write_report([run], run)
     assert len(list(run.plots.iterdir())) == len(NAMES)
+
+
+def test_dev_scores_are_curves_over_the_epochs_where_a_run_has_them(tmp_path: Path) -> None:
+    plain, scored = made_run(tmp_path / "plain"), made_run(tmp_path / "scored", dev_bleus=(0.5, 0.6))
+    write_report([plain], plain)
+    assert not (plain.plots / "dev.svg").exists()
+    write_report([plain, scored], scored)
+    text = "".join(ElementTree.parse(scored.plots / "dev.svg").getroot().itertext())
+    assert all(name in text for name in (*METRICS, "epoch", "gpt2, improved"))
+    assert "](plots/dev.svg)" in scored.report_markdown.read_text()
+    assert "## Dev scores after each epoch" in scored.report_markdown.read_text()

@@ -11,6 +11,7 @@ from made_runs import SCORES, made_run, seeded
 from lora_dist.config import BASELINE, IMPROVED, Settings
 from lora_dist.report import write
 from lora_dist.report.configurations import configurations
+from lora_dist.report.epochs import epoch_table
 from lora_dist.report.published import PAPER
 from lora_dist.report.results import load_results
 from lora_dist.report.tables import (
@@ -50,8 +51,9 @@ def test_seeds_are_one_row_with_mean_and_standard_deviation(tmp_path: Path) -> N
     groups = configurations(load_results(runs))
     table = score_table(groups)
     row = table.rows[-1]
-    assert row[:4] == ("gpt2, improved", "2,359,296", "3", "0.6300 ± 0.0361")  # sqrt((.03² + .01² + .04²) / 2)
-    assert row[4] == "8.0000 ± 0.0000"
+    # sqrt((.03² + .01² + .04²) / 2)
+    assert row[:5] == ("gpt2, improved", "2,359,296", "3", "last", "0.6300 ± 0.0361")
+    assert row[5] == "8.0000 ± 0.0000"
     assert table.notes == ("± is the standard deviation over the seeds",)
     assert column(hyperparameter_table(groups), "gpt2, improved")["Seeds"] == "1, 2, 3"
 
@@ -114,7 +116,26 @@ def test_the_training_of_an_imported_adapter_is_unknown(tmp_path: Path) -> None:
     assert hyperparameters["Length penalty"] == "0.9"
     assert column(adapter_table(groups), "gpt2, improved")["Initialization"] == "unknown"
     assert column(adapter_table(groups), "gpt2, improved")["Rank"] == "16"
+    assert score_table(groups).rows[-1][3] == "unknown"
     assert cost_table(groups).rows == ()
+
+
+def test_a_row_says_which_epoch_it_is_also_for_a_run_made_before_there_was_a_choice(tmp_path: Path) -> None:
+    best = replace(IMPROVED, train=replace(IMPROVED.train, score_dev="epoch", select="best"))
+    runs = [made_run(tmp_path / "old"), made_run(tmp_path / "best", best, dev_bleus=(0.5, 0.6, 0.55))]
+    config = json.loads(runs[0].config.read_text())
+    del config["settings"]["train"]["score_dev"], config["settings"]["train"]["select"]
+    runs[0].config.write_text(json.dumps(config))
+    results = load_results(runs)
+    assert [row[3] for row in score_table(configurations(results)).rows[-2:]] == ["last", "best of 3 by dev BLEU"]
+    table = epoch_table(results)
+    assert table is not None
+    assert [(*row[:3], *row[-2:]) for row in table.rows] == [
+        ("best", "1", "0.5000", "-", ""),
+        ("best", "2", "0.6000", "-", "yes"),
+        ("best", "3", "0.5500", "-", ""),
+    ]
+    assert epoch_table(results[:1]) is None
 
 
 def test_there_is_no_improvement_relative_to_a_score_of_zero(tmp_path: Path) -> None:

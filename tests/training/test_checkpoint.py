@@ -21,7 +21,7 @@ from lora_dist.training.checkpoint import Checkpoints
 from lora_dist.training.strategy import TrainingStrategy
 
 NAME = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
-IDENTITY: dict[str, object] = {"base model": "abc", "--lora.rank": 4}
+IDENTITY: dict[str, object] = {"base model": "abc", "--lora.rank": 4, "--train.select": "last"}
 
 
 class State:
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_is_complete_is_not_written_again(tmp_path: Path, here
 
 def test_a_checkpoint_of_another_training_is_refused_with_the_difference(tmp_path: Path, here: World) -> None:
     save(checkpoints(tmp_path), 1, here)
-    other = checkpoints(tmp_path, identity={"base model": "abc", "--lora.rank": 8})
+    other = checkpoints(tmp_path, identity={**IDENTITY, "--lora.rank": 8})
     with pytest.raises(UserError, match=rf"^{tmp_path} was trained with other settings: --lora\.rank was 4, is 8$"):
         other.newest()
 
@@ -169,7 +169,8 @@ def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path, here: World)
     save(found, 7, here)
     file = RunDir(tmp_path).checkpoint(7) / "state.json"
     assert json.loads(file.read_text()) == {"updates": 7, "recipe": IDENTITY}
-    write_json(file, {"steps": 7, "identity": IDENTITY})
+    without_select = {name: value for name, value in IDENTITY.items() if name != "--train.select"}
+    write_json(file, {"steps": 7, "identity": without_select})
     newest = found.newest()
     assert newest is not None
     assert newest.steps == 7

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_dist.training.determinism import reproducible
+from lora_dist.training.determinism import default_kernels, reproducible
 
 
 def settings() -> tuple[object, ...]:
@@ -33,6 +33,17 @@ def test_torchs_settings_are_restored_after_the_block_and_after_an_exception(
     assert settings() == before
     with pytest.raises(FloatingPointError), reproducible(1, deterministic=deterministic):
         raise FloatingPointError
+    assert settings() == before
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_decoding_in_between_has_the_settings_of_one_outside(deterministic: bool) -> None:
+    before = settings()
+    with reproducible(1, deterministic=deterministic):
+        training = settings()
+        with default_kernels():
+            assert settings() == before
+        assert settings() == training
     assert settings() == before
 
 

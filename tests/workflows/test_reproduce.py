@@ -133,12 +133,14 @@ def test_models_whose_folders_would_have_one_name_are_refused(tmp_path: Path) ->
 
 
 def test_the_expected_duration_of_a_run_is_that_of_its_parts() -> None:
-    speed = Speed(10.0, 0.5, 7.0, {"train": 800, "dev": 60, "test": 20})
+    speed = Speed(10.0, 0.5, 7.0, {"train": 800, "dev": 60, "dev MRs": 8, "test": 20})
     settings = replace(IMPROVED, model=ModelSettings(name="x"), train=replace(IMPROVED.train, epochs=2))
     assert speed.seconds(settings, trains=False) == 7 + 20 * 0.5
     assert speed.seconds(settings, trains=True) == 7 + 10 + (2 * 800 + 2 * 60 / 3) / 10
     few = replace(settings, decode=replace(settings.decode, limit=4))
     assert speed.seconds(few, trains=False) == 7 + 2
+    scored = replace(settings, train=replace(settings.train, score_dev="epoch"))
+    assert speed.seconds(scored, trains=True) == speed.seconds(settings, trains=True) + 2 * 8 * 0.5
     assert [duration(s) for s in (30, 300, 12000)] == ["30 s", "5 min", "3 h 20 min"]
 
 
