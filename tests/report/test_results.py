@@ -92,5 +92,5 @@ def test_a_seed_counts_once(tmp_path: Path) -> None:
     groups = configurations(load_results(runs))
     assert [result.name for result in groups[0].results] == ["a", "b"]
     table = score_table(groups)
-    assert table.rows[-1][2:4] == ("2", "0.6500 ± 0.0707")
+    assert table.rows[-1][2:5] == ("2", "last", "0.6500 ± 0.0707")
     assert f"c is not counted: seed {IMPROVED.train.seed} has another run" in table.notes
