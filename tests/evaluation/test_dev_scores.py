@@ -165,7 +165,10 @@ def test_the_search_has_torchs_default_kernels_and_the_training_keeps_its_own(
     assert found == [(False, True)]
 
 
-@pytest.mark.parametrize(("bleus", "best"), [((0.2, 0.3, 0.1), 2), ((0.3, 0.3, 0.2), 1), ((0.1, 0.2, 0.3), 3)])
+@pytest.mark.parametrize(
+    ("bleus", "best"),
+    [((0.2, 0.3, 0.1), 2), ((0.3, 0.3, 0.2), 1), pytest.param((0.1, 0.2, 0.3), 3, marks=pytest.mark.slow)],
+)
 def test_the_best_epochs_adapter_is_the_runs_and_of_equal_ones_the_earliers(
     bleus: tuple[float, ...],
     best: int,
@@ -214,7 +217,7 @@ def test_a_dev_set_whose_sentences_may_not_fit_is_refused_before_anything_is_del
     assert weights(run.adapter) == weights(finished.adapter)
 
 
-@pytest.mark.parametrize("killed_after", [2, 4, 8])
+@pytest.mark.parametrize("killed_after", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 8))])
 def test_a_killed_run_is_resumed_to_the_same_scores_and_selection(
     killed_after: int, arguments: list[str], finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +242,10 @@ def test_a_killed_run_is_resumed_to_the_same_scores_and_selection(
     assert read_config(run)["selection"] == read_config(finished)["selection"]
 
 
-@pytest.mark.parametrize(("chunk", "step"), [(2, 3), (4, 3), (6, 6), (12, 9)])
+@pytest.mark.parametrize(
+    ("chunk", "step"),
+    [(2, 3), (12, 9), *(pytest.param(*at, marks=pytest.mark.slow) for at in ((4, 3), (6, 6)))],
+)
 def test_a_signal_while_decoding_ends_the_training_with_a_checkpoint_and_the_epoch_is_scored_after_resuming(
     chunk: int,
     step: int,

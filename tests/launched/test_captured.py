@@ -56,6 +56,7 @@ def test_captured_steps_under_ddp_give_the_bytes_of_eager_ones(
     assert (run / file).read_bytes() == (eager / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_captured_steps_under_zero2_train_what_eager_ones_train_under_ddp(
     arguments: list[object], folder: Path, eager: Path
 ) -> None:

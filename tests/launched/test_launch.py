@@ -53,7 +53,8 @@ def assert_trained_as(strategy: str, processes: int, run: Path, reference: Path)
 @pytest.mark.parametrize(
     "config",
     [
-        "single",
+        # By default, one process is started in this process.
+        pytest.param("single", marks=pytest.mark.slow),
         # By default, a checkpoint is resumed under zero2, see below; zero1 is the same optimizer with whole gradients.
         pytest.param("zero1", marks=pytest.mark.slow),
         pytest.param("zero2", marks=pytest.mark.slow),

@@ -87,6 +87,7 @@ def test_the_score_command_prints_the_official_scores(
 
 
 @pytest.mark.launched
+@pytest.mark.slow
 @pytest.mark.shared
 @sets(default="dev-noisy")
 def test_evaluate_computes_the_official_scores(name: str, shared: Path, tmp_path: Path) -> None:

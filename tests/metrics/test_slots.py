@@ -140,6 +140,7 @@ def dev(shared: Path) -> list[tuple[dict[str, str], str]]:
     return [(dict(parse_mr(example.mr)), example.reference) for example in examples]
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_slot_errors_of_human_references_are_those_documented(dev: list[tuple[dict[str, str], str]]) -> None:
     counts = count_slot_errors([mr for mr, _ in dev], [text for _, text in dev])

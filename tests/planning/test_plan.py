@@ -218,6 +218,7 @@ def test_where_corpus_and_model_are_unavailable_the_published_ones_are_planned_w
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_published_corpus_has_the_sizes_of_the_real_one(shared: Path, tmp_path: Path) -> None:
     real = make_plan(
