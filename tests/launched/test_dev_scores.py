@@ -73,6 +73,8 @@ def test_two_processes_give_the_scores_and_the_selection_of_one(
     assert difference < 1e-5
 
 
+# By default, the signal comes to one process without a launcher, in tests/evaluation/test_dev_scores.py.
+@pytest.mark.slow
 def test_a_signal_to_one_process_while_decoding_ends_all_and_the_epoch_is_scored_after_resuming(
     arguments: list[object], alone: RunDir, tmp_path: Path
 ) -> None:

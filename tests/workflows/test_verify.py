@@ -154,6 +154,7 @@ def test_a_rank_that_skips_an_example_differs_in_the_table(
     assert "0 of 1 are the same" in table
 
 
+@pytest.mark.slow
 def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--model", str(tmp_path / "typo")]) == 2
     message = capsys.readouterr().err
