@@ -31,7 +31,7 @@ data=${DATA:-$([ -d ../shared/e2e ] && echo ../shared/e2e)}
 inputs=(--model.name "$model" ${data:+--data.dir "$data"})
 
 # Lines of SHAPE:PRESET; the empty shape is the model's own.
-if python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+if python3 -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
   cases="small:baseline small:improved medium:baseline medium:improved"
   train=(--updates 25 --programs "ours, bf16" "ours, eager, bf16" "PEFT and Trainer, bf16")
   epochs=(--updates 300)
@@ -61,7 +61,7 @@ measure() { # NAME SECONDS COMMAND...: the output goes to NAME.log; a failing or
 }
 
 bench() { # NAME ARGUMENTS...
-  measure "$1" "$limit" python -m lora_dist bench "${@:2}" "${inputs[@]}" --json "$out/$1.json"
+  measure "$1" "$limit" python3 -m lora_dist bench "${@:2}" "${inputs[@]}" --json "$out/$1.json"
 }
 
 each_case() { # PART ARGUMENTS...: for every shape and preset
@@ -75,14 +75,14 @@ each_case() { # PART ARGUMENTS...: for every shape and preset
 
 for part in $parts; do
   case $part in
-    tests) measure tests 240 python -m pytest -m gpu -n 8 -rs tests ;;
+    tests) measure tests 240 python3 -m pytest -m gpu -n 8 -rs tests ;;
     train) each_case train "${train[@]}" ;;
     decode) bench decode decode --shape small --count 64 ;;
     epochs) each_case epochs "${epochs[@]}" ;;
   esac
 done
 echo
-python -m lora_dist.bench.gpu_table "$out" | tee "$out/table.md"
+python3 -m lora_dist.bench.gpu_table "$out" | tee "$out/table.md"
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed: ${failed[*]}"
   exit 1
