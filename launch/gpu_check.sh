@@ -75,7 +75,7 @@ each_case() { # PART ARGUMENTS...: for every shape and preset
 
 for part in $parts; do
   case $part in
-    tests) measure tests 240 python3 -m pytest -m gpu -n 8 -rs tests ;;
+    tests) measure tests 240 python3 -m pytest -m gpu -n 8 -rs tests/launched/test_gpu*.py ;;
     train) each_case train "${train[@]}" ;;
     decode) bench decode decode --shape small --count 64 ;;
     epochs) each_case epochs "${epochs[@]}" ;;
