@@ -75,6 +75,8 @@ def test_a_run_under_ddp_trains_what_one_process_trains(two_processes: Path, ref
     assert_trained_as("ddp", 2, two_processes, reference)
 
 
+# By default, torchrun starts the run that it restarts, in test_failures.py.
+@pytest.mark.slow
 def test_torchrun_without_any_flag_joins_its_processes_and_accumulation_changes_nothing(
     tiny_gpt2: Path, corpus: Path, reference: Path, tmp_path: Path
 ) -> None:

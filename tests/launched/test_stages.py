@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from launching import call_here, lora_dist
 
-pytestmark = pytest.mark.launched
+# By default, tests/decoding/test_decode.py compares them in one process.
+pytestmark = [pytest.mark.launched, pytest.mark.slow]
 FILES = ("adapter/adapter_model.safetensors", "decode/outputs.jsonl", "decode/references.txt", "scores.json")
 
 
