@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests: the unit tests on all cores, then those that start processes of the package. On any machine with
+# Run the tests: the unit tests on all cores, then those that start processes. On any machine with
 # Python >= 3.11; tests that need the E2E corpus and base model in ../shared, Chromium or a GPU skip where it is missing.
 # Hardware: two CPU cores. Time: under six minutes after the install.
 # Usage: bash launch/test.sh [--require shared,java,chromium]   a test that skips for want of one of these fails

@@ -27,7 +27,7 @@ from lora_dist.metrics.suite import METRICS
 from lora_dist.model.adapter import ADAPTER_FILES
 from lora_dist.run_dir import RunDir
 
-pytestmark = pytest.mark.usefixtures("scored_once")
+pytestmark = [pytest.mark.launched, pytest.mark.usefixtures("scored_once")]
 SCORED = ("--train.score-dev", "epoch")
 BEST = (*SCORED, "--train.select", "best")
 NAMES = tuple(f"dev_{metric}" for metric in METRICS)

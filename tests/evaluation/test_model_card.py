@@ -119,6 +119,7 @@ def use_hub(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_standin")
 
 
+@pytest.mark.launched
 def test_push_uploads_the_adapter_and_its_card(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

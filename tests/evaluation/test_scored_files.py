@@ -15,7 +15,7 @@ from score_command import Capture, error_message, write
 from lora_dist.cli.main import main
 from lora_dist.metrics import suite
 
-pytestmark = pytest.mark.usefixtures("scored_once")
+pytestmark = [pytest.mark.launched, pytest.mark.usefixtures("scored_once")]
 
 MRS = ("name[Cocum], food[French]", "name[Zizzi], area[riverside]", "name[Aromi], eatType[pub]")
 TEXTS = ("Cocum serves French food.", "Zizzi is by the river.", "Aromi is a pub in the city.")

@@ -14,7 +14,7 @@ from lora_dist.files import write_json, write_jsonl, write_text
 from lora_dist.metrics import suite
 from lora_dist.run_dir import RunDir
 
-pytestmark = pytest.mark.usefixtures("scored_once")
+pytestmark = [pytest.mark.launched, pytest.mark.usefixtures("scored_once")]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def test_p_values_are_calibrated_under_the_null_hypothesis() -> None:
     assert 3 <= small <= 20
 
 
+@pytest.mark.launched
 def test_the_score_command_reports_intervals_and_a_paired_test(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

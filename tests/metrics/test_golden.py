@@ -15,7 +15,7 @@ import pytest
 from lora_dist.cli.main import main
 from lora_dist.metrics.suite import METRICS
 
-pytestmark = pytest.mark.usefixtures("scored_once")
+pytestmark = [pytest.mark.launched, pytest.mark.usefixtures("scored_once")]
 TESTS = Path(__file__).resolve().parents[1]
 SETS = ("test-template", "test-human-loo", "dev-noisy")
 VARIANTS = ("perl", "python")
@@ -86,7 +86,6 @@ def test_the_score_command_prints_the_official_scores(
     assert to_4_decimals(json.loads(capsys.readouterr().out)) == official_scores(shared, name, variant)
 
 
-@pytest.mark.launched
 @pytest.mark.slow
 @pytest.mark.shared
 @sets(default="dev-noisy")
@@ -100,7 +99,6 @@ def test_evaluate_computes_the_official_scores(name: str, shared: Path, tmp_path
     assert list(map(to_4_decimals, found)) == [official_scores(shared, name, variant) for variant in VARIANTS]
 
 
-@pytest.mark.launched
 def test_evaluate_takes_one_or_several_references_per_prediction(tmp_path: Path) -> None:
     texts = ["The Eagle is a cheap French pub by the river.", "Larkspur serves good Greek food near the harbour."]
     one, several = scores_from_evaluate(

@@ -19,6 +19,7 @@ def statistics() -> suite.CorpusStatistics:
     return suite.compute_statistics(REFERENCES, OUTPUTS)
 
 
+@pytest.mark.launched
 def test_a_row_equals_the_corpus_score_of_only_its_instance(statistics: suite.CorpusStatistics) -> None:
     columns = sentence_scores(REFERENCES, OUTPUTS, statistics)
     for row in range(2):

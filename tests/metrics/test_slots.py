@@ -180,6 +180,7 @@ def test_template_outputs_miss_only_the_price_high(shared: Path) -> None:
         assert find_slot_errors(mr, output) == expected
 
 
+@pytest.mark.launched
 def test_the_score_command_reports_the_slot_error_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mrs, texts = tmp_path / "mrs.txt", tmp_path / "texts.txt"
     mrs.write_text("name[Cocum], food[French]\nname[Zizzi], area[riverside]\n")

@@ -11,7 +11,7 @@ from lora_dist.config import IMPROVED
 from lora_dist.errors import UserError
 from lora_dist.report.compare import compare
 
-pytestmark = pytest.mark.usefixtures("scored_once")
+pytestmark = [pytest.mark.launched, pytest.mark.usefixtures("scored_once")]
 
 
 def test_a_comparison_has_the_settings_scores_and_sentences_that_differ(tmp_path: Path) -> None:
