@@ -5,6 +5,7 @@ A file or folder is written under a temporary name in the same folder, flushed t
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,11 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{problem}: {path} holds no JSON object")
     return value
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of a JSON file is a finite number, and no truth value."""
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def require_readable(file: Path) -> None:

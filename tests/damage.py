@@ -5,6 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 Damage = Callable[[Path], object]
+Rewrite = Callable[[bytes], bytes]
+"""Damages the content of a file."""
+
+REWRITES: list[Rewrite] = [
+    lambda _: b"",
+    lambda content: b"\0" * 40 + content,
+    lambda content: content[: len(content) // 2],
+    lambda content: content.replace(b"e", b"\xe9"),
+    lambda _: b"{}",
+]
+"""What kills, power cuts, other encodings and other programs leave of a file."""
 
 
 def rewriting(name: str, **changes: object) -> Damage:

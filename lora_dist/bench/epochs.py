@@ -1,6 +1,5 @@
 """Time and memory of a whole training, from the steps, checkpoints and dev evaluation of a short real one."""
 
-import os
 import statistics
 import tempfile
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lora_dist.bench.machine import bench_device, measure_apart, now
+from lora_dist.bench.machine import bench_device, measure_apart, now, use_one_gpu
 from lora_dist.bench.models import save_model
 from lora_dist.bench.rows import Row
 from lora_dist.config import Settings
@@ -56,7 +55,7 @@ def bench_epochs(settings: Settings, shape: str | None, steps: int, threads: int
     """
     if steps < 1 or steps % INTERVALS:
         raise UserError(f"--updates is {steps}: must be a multiple of {INTERVALS}")
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one at most
+    use_one_gpu()
     device = bench_device()
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
         folder = Path(name)

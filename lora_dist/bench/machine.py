@@ -1,6 +1,7 @@
 """Measure programs, each in a separate process, and the speed that the machine could reach."""
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,11 @@ from lora_dist.model.kernels.select import kernels_for
 
 CEILING_SECONDS = 10.0
 """Time limit of `matmul_ceiling`: a CPU without bf16 takes seconds to emulate one product."""
+
+
+def use_one_gpu() -> None:
+    """Hide all GPUs but the first from this process and those that it starts."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def bench_device() -> torch.device:

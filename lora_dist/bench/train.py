@@ -15,7 +15,6 @@ With dropout, each program draws its own masks. Ours draws the same ones again w
 which lowers its loss a little.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from lora_dist.bench.machine import Measurement, bench_device, matmul_ceiling, measure_apart, precisions
+from lora_dist.bench.machine import Measurement, bench_device, matmul_ceiling, measure_apart, precisions, use_one_gpu
 from lora_dist.bench.models import save_model
 from lora_dist.bench.rows import Row
 from lora_dist.bench.stopwatch import StepTimes
@@ -85,7 +84,7 @@ def bench_train(
     Raises:
         UserError: if model or data cannot be read, or there are too few examples.
     """
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one at most
+    use_one_gpu()
     on_gpu = bench_device().type == "cuda"
     steps = steps or (GPU_STEPS if on_gpu else CPU_STEPS)
     tokenizer, cfg = load_tokenizer(settings.model), replace(settings.train, warmup_steps=0, accumulation_steps=1)

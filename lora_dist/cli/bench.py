@@ -20,6 +20,14 @@ Measured = tuple[list[Row], Path | None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShapedCommand(JsonCommand):
+    """Settings of the benchmarks that need a model."""
+
+    shape: Literal["small", "medium"] | None = None
+    """Use random weights of GPT-2's published shape instead of the model's; its tokenizer is still used."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchScoreCommand(JsonCommand):
     """Time to score the 630 test outputs against the 4,693 references, compared with the official script."""
 
@@ -29,12 +37,10 @@ class BenchScoreCommand(JsonCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchDecodeCommand(JsonCommand):
+class BenchDecodeCommand(ShapedCommand):
     """Seconds to decode a meaning representation, compared with transformers' generate and CTranslate2 if installed."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
-    shape: Literal["small", "medium"] | None = None
-    """Use random weights of GPT-2's published shape instead of the model's; its tokenizer is still used."""
     data: DataSettings = field(default_factory=DataSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     count: int = 32
@@ -44,11 +50,9 @@ class BenchDecodeCommand(JsonCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchEpochsCommand(JsonCommand, Settings):
+class BenchEpochsCommand(ShapedCommand, Settings):
     """Time of a whole training, extrapolated from a short one, and its peak memory compared with the planned."""
 
-    shape: Literal["small", "medium"] | None = None
-    """Use random weights of GPT-2's published shape instead of the model's; its tokenizer is still used."""
     updates: int = 300
     """Optimizer steps to time, after a third as many for a warm-up; a multiple of 3."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -56,11 +60,9 @@ class BenchEpochsCommand(JsonCommand, Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchScalingCommand(JsonCommand, Settings):
+class BenchScalingCommand(ShapedCommand, Settings):
     """Training examples per second of one process and of two, each with one thread, and their communication time."""
 
-    shape: Literal["small", "medium"] | None = None
-    """Use random weights of GPT-2's published shape instead of the model's; its tokenizer is still used."""
     precision: Precision = "bf16"
     """Precision of the frozen weights; fp32 is used if the hardware has no bf16."""
     updates: int = 40
@@ -68,11 +70,9 @@ class BenchScalingCommand(JsonCommand, Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchTrainCommand(JsonCommand, Settings):
+class BenchTrainCommand(ShapedCommand, Settings):
     """Training examples per second, compared with PEFT in transformers' Trainer and with loralib if installed."""
 
-    shape: Literal["small", "medium"] | None = None
-    """Use random weights of GPT-2's published shape instead of the model's; its tokenizer is still used."""
     updates: int | None = None
     """Optimizer steps to time, after the same steps as a warm-up; None is 3 on a CPU and 50 on a GPU."""
     programs: tuple[str, ...] = ()

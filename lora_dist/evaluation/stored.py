@@ -2,12 +2,11 @@
 
 import csv
 import io
-import math
 from typing import Any
 
 from lora_dist.data.e2e import one_line
 from lora_dist.errors import UserError
-from lora_dist.files import read_json
+from lora_dist.files import is_number, read_json
 from lora_dist.metrics.readers import Instances
 from lora_dist.metrics.suite import METRICS
 from lora_dist.run_dir import RunDir
@@ -23,7 +22,7 @@ def read_scores(run: RunDir) -> dict[str, Any] | None:
     except UserError:
         return None
     is_whole = (
-        all(_is_number(scores.get(name)) for name in METRICS)
+        all(is_number(scores.get(name)) for name in METRICS)
         and _is_signature(scores.get("signature"))
         and ("bootstrap" not in scores or _are_intervals(scores["bootstrap"]))
         and ("slot_error_rate" not in scores or _is_slot_error_rate(scores["slot_error_rate"]))
@@ -57,16 +56,12 @@ def _is_signature(value: Any) -> bool:
 
 def _are_intervals(value: Any) -> bool:
     pairs = [value.get(name) for name in METRICS] if isinstance(value, dict) else [None]
-    return all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) for pair in pairs)
+    return all(isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)) for pair in pairs)
 
 
 def _is_slot_error_rate(value: Any) -> bool:
     if not isinstance(value, dict) or value.get("rate") is None:
         return isinstance(value, dict) and isinstance(value.get("reason"), str)
     kinds = [value.get(kind) for kind in ("missing", "added", "contradicted")]
-    are_counts = [isinstance(kind, dict) and all(map(_is_number, kind.values())) for kind in kinds]
-    return _is_number(value["rate"]) and all(are_counts)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    are_counts = [isinstance(kind, dict) and all(map(is_number, kind.values())) for kind in kinds]
+    return is_number(value["rate"]) and all(are_counts)

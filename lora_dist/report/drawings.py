@@ -15,6 +15,7 @@ from lora_dist.report.configurations import Configuration
 from lora_dist.report.plots import FOREGROUND
 from lora_dist.report.published import PAPER, TRAINABLE
 from lora_dist.report.results import Result
+from lora_dist.training.log_rows import DEV
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito, "Color Universal Design": distinguishable with color vision deficiency, on light and dark."""
@@ -110,7 +111,7 @@ def plot_dev_scores(configurations: Sequence[Configuration]) -> Figure:
     panels = figure.subplots(1, len(METRICS))
     for panel, metric in zip(panels, METRICS, strict=True):
 
-        def draw(result: Result, color: str, panel: Axes = panel, name: str = f"dev_{metric}") -> None:
+        def draw(result: Result, color: str, panel: Axes = panel, name: str = DEV + metric) -> None:
             points = [(row["epoch"], row[name], row["step"]) for row in result.dev_scores() if name in row]
             panel.plot([x for x, _, _ in points], [y for _, y, _ in points], ".-", color=color, linewidth=1)
             for x, y, step in points:

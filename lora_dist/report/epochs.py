@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from lora_dist.metrics.suite import METRICS
 from lora_dist.report.results import Result
 from lora_dist.report.tables import Table
+from lora_dist.training.log_rows import DEV
 
 
 def epoch_table(results: Sequence[Result]) -> Table | None:
@@ -13,7 +14,7 @@ def epoch_table(results: Sequence[Result]) -> Table | None:
     rows = []
     for result in results:
         for scores in result.dev_scores():
-            values = [f"{scores[name]:.4f}" if name in scores else "-" for name in (f"dev_{m}" for m in METRICS)]
+            values = [f"{scores[name]:.4f}" if name in scores else "-" for name in (DEV + metric for metric in METRICS)]
             selected = "yes" if scores["step"] == result.selected_step else ""
             rows.append((result.name, str(math.ceil(scores["epoch"])), *values, selected))
     if not rows:

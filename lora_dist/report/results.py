@@ -18,7 +18,7 @@ from lora_dist.metrics.suite import METRICS
 from lora_dist.report.published import PUBLISHED_MODELS
 from lora_dist.run_dir import RunDir
 from lora_dist.run_guard import require_writable
-from lora_dist.training.log_rows import read_log
+from lora_dist.training.log_rows import DEV, read_log
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Result:
 
     def dev_scores(self) -> list[dict[str, Any]]:
         """Return the rows of the log with scores of the decoded dev set, one per epoch."""
-        return [row for row in self.log if "dev_BLEU" in row]
+        return [row for row in self.log if f"{DEV}BLEU" in row]
 
     @property
     def selected_step(self) -> int | None:

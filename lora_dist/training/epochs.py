@@ -14,7 +14,7 @@ from lora_dist.files import new_folder, write_json
 from lora_dist.metrics.suite import METRICS
 from lora_dist.model.adapter import ADAPTER_FILES
 from lora_dist.run_dir import RunDir
-from lora_dist.training.log_rows import read_log
+from lora_dist.training.log_rows import DEV, read_log
 
 ScoreDev = Callable[[Path, Callable[[], bool], Callable[[], None]], dict[str, float]]
 """Scores the dev set by generation, see `evaluation.dev_scores.DevScorer`: its arguments are the folder of an adapter,
@@ -22,9 +22,6 @@ whether this rank has received a signal, and what raises on every rank if any ha
 
 DevScorer = Callable[[Settings, World], ScoreDev]
 """Prepares the scoring, and raises UserError on every rank for a dev set that cannot be decoded. Collective."""
-
-DEV = "dev_"
-"""Prefix of the names of dev scores in metrics.jsonl."""
 
 
 def select_epoch(run: RunDir, select: Literal["last", "best"]) -> None:

@@ -2,11 +2,15 @@
 
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
+from lora_dist.files import is_number
+
 log = logging.getLogger(__name__)
+
+DEV = "dev_"
+"""Prefix of the names of dev scores."""
 
 STEP_FIELDS = ("loss", "lr", "examples_per_second")
 """Numbers that the row of a logged step has."""
@@ -35,10 +39,6 @@ def _is_row(row: Any) -> bool:
         return False
     numbers = [row.get(name) for name in (("dev_loss",) if "dev_loss" in row else STEP_FIELDS)]
     memory = row.get("peak_memory_gib", [])
-    if not (isinstance(memory, list) and all(map(_is_number, [*numbers, *memory]))):
+    if not (isinstance(memory, list) and all(map(is_number, [*numbers, *memory]))):
         return False
     return "dev_loss" in row or row["examples_per_second"] > 0
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

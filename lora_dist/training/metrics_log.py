@@ -17,8 +17,7 @@ from lora_dist.distributed.device import peak_memory
 from lora_dist.distributed.world import World
 from lora_dist.files import write_jsonl
 from lora_dist.run_dir import RunDir
-from lora_dist.training.epochs import DEV
-from lora_dist.training.log_rows import read_log
+from lora_dist.training.log_rows import DEV, read_log
 from lora_dist.training.step import StepResult
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2LMHeadModel
 
 from lora_dist.bench import decode, machine, scaling, score, train, work
+from lora_dist.bench.gpu_table import gpu_table
 from lora_dist.bench.machine import Measurement
 from lora_dist.cli.main import main
 from lora_dist.config import LoraSettings
@@ -134,6 +136,10 @@ def test_training_is_measured_next_to_its_peers(
     for name in expected[1:3] if find_spec("peft") else []:
         gain = rows[f"{name}: over PEFT's best"]["value"]
         assert gain == pytest.approx(rows[name]["value"] / best, rel=1e-2)
+    shutil.copy(file, tmp_path / "train-small-improved.json")
+    table = gpu_table(tmp_path)
+    assert "| step, captured, bf16, ms |" in table
+    assert ("| PEFT and Trainer's best, times our step |" in table) == (find_spec("peft") is not None)
     assert main([*start, "--updates", "99"]) == 2
     assert main([*start, "--updates", "2", "--programs", "ours, fp32", "ours, b"]) == 0
     few = [row["name"] for row in json.loads(file.read_text()) if row["unit"] == "examples/s"]

@@ -1,6 +1,7 @@
 """The time of a whole training, extrapolated from a short one, and the table of what was measured on a GPU."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ def test_a_short_training_is_extrapolated_to_the_whole(
     assert rows["the whole training"]["value"] == pytest.approx(whole, abs=0.06)
     assert rows["the whole training"]["ratio"] == pytest.approx(whole / (steps * times.step), abs=1e-3)
     assert rows["peak memory"]["value"] == 1
+    (tmp_path / "out").mkdir()
+    shutil.copy(file, tmp_path / "out" / "epochs-small-baseline.json")
+    assert gpu_table(tmp_path / "out").count("\n| ") == 1 + len(rows) + 2  # the head, and two ratios
     capsys.readouterr()
     assert main([*start, "--updates", "4"]) == 2
     assert "--updates is 4: must be a multiple of 3" in capsys.readouterr().err

@@ -1,22 +1,13 @@
 """What a run decoded, and what is said if its files are damaged."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from damage import REWRITES, Rewrite
 from made_runs import MRS, TEXTS, made_run
 
 from lora_dist.errors import UserError
 from lora_dist.evaluation.decoded import read_decoded, read_decoding
-
-Damage = Callable[[bytes], bytes]
-DAMAGES: list[Damage] = [
-    lambda _: b"",
-    lambda content: b"\0" * 40 + content,
-    lambda content: content[: len(content) // 2],
-    lambda content: content.replace(b"e", b"\xe9"),
-    lambda _: b"{}",
-]
 
 
 def test_the_outputs_of_a_run_have_its_mrs(tmp_path: Path) -> None:
@@ -25,10 +16,10 @@ def test_the_outputs_of_a_run_have_its_mrs(tmp_path: Path) -> None:
     assert set(hashes) == {"references", "outputs"}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", REWRITES)
 @pytest.mark.parametrize("name", ["outputs", "outputs_text", "references_text"])
 def test_damaged_outputs_are_refused_with_the_command_that_writes_them_again(
-    name: str, damage: Damage, tmp_path: Path
+    name: str, damage: Rewrite, tmp_path: Path
 ) -> None:
     run = made_run(tmp_path / "run")
     file: Path = getattr(run, name)
@@ -37,8 +28,8 @@ def test_damaged_outputs_are_refused_with_the_command_that_writes_them_again(
         read_decoded(run)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_signature_is_refused_with_the_command_that_writes_it_again(damage: Damage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", REWRITES)
+def test_a_damaged_signature_is_refused_with_the_command_that_writes_it_again(damage: Rewrite, tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     run.decode_signature.write_bytes(damage(run.decode_signature.read_bytes()))
     with pytest.raises(UserError, match=rf"has not been decoded \(lora-dist decode {run.root}\)"):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from launching import complete_checkpoints
-from small_corpus import write_small_corpus
+from small_training import small_training
 
 from lora_dist.cli.main import main
 from lora_dist.config import DataSettings
@@ -56,21 +56,8 @@ def corpus(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
 def arguments(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A training with dropout of 9 steps, three epochs of 3, on 20 examples."""
     corpus = tmp_path_factory.mktemp("dev-scores") / "corpus"
-    write_small_corpus(corpus, seed=2, num_train_mrs=12)
-    settings = {
-        "--model.name": tiny_gpt2,
-        "--model.dropout": 0.1,
-        "--data.dir": corpus,
-        "--data.limit-train": 20,
-        "--train.epochs": 3,
-        "--train.learning-rate": 5e-2,
-        "--train.warmup-steps": 1,
-        "--train.log-steps": 1,
-        "--train.checkpoint-steps": 2,
-        "--train.keep-checkpoints": 9,
-        "--device": "cpu",
-    }
-    return ["train", "improved", *(str(part) for pair in settings.items() for part in pair), *FEW]
+    changed: dict[str, object] = {"--train.epochs": 3, "--train.learning-rate": 5e-2, "--train.warmup-steps": 1}
+    return [*small_training(tiny_gpt2, corpus, changed), *FEW]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from launching import complete_checkpoints
 from recorded_graph import RecordedGraphs, graphs_on_a_cpu
-from small_corpus import write_small_corpus
+from small_training import small_training
 
 from lora_dist.cli.main import main
 from lora_dist.config import Settings, TrainSettings
@@ -31,24 +31,13 @@ STEPS, EVERY = 22, 6
 @pytest.fixture(scope="module")
 def arguments(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """22 steps with dropout, two epochs of 11 whose last batch is smaller, on short examples."""
-    corpus = tmp_path_factory.mktemp("captured") / "corpus"
-    write_small_corpus(corpus, seed=2, num_train_mrs=12)
-    settings = {
-        "--model.name": tiny_gpt2,
-        "--model.dropout": 0.1,
-        "--data.dir": corpus,
+    changed: dict[str, object] = {
         "--data.limit-train": 32,
-        "--train.epochs": 2,
         "--train.global-batch-size": 3,
-        "--train.learning-rate": 1e-2,
-        "--train.warmup-steps": 2,
         "--train.max-grad-norm": 0.5,
-        "--train.log-steps": 1,
         "--train.checkpoint-steps": EVERY,
-        "--train.keep-checkpoints": 9,
-        "--device": "cpu",
     }
-    return ["train", "improved", *(str(part) for pair in settings.items() for part in pair)]
+    return small_training(tiny_gpt2, tmp_path_factory.mktemp("captured") / "corpus", changed)
 
 
 def train(folder: Path, arguments: list[str], *others: str) -> RunDir:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from launching import complete_checkpoints
 from safetensors.torch import load_file
-from small_corpus import write_small_corpus
+from small_training import small_training
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from lora_dist.cli.main import main
@@ -22,22 +22,7 @@ from lora_dist.training import profiler
 @pytest.fixture(scope="module")
 def arguments(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A training with dropout of 6 steps, two epochs of 3, on 20 examples."""
-    corpus = tmp_path_factory.mktemp("train") / "corpus"
-    write_small_corpus(corpus, seed=2, num_train_mrs=12)
-    settings = {
-        "--model.name": tiny_gpt2,
-        "--model.dropout": 0.1,
-        "--data.dir": corpus,
-        "--data.limit-train": 20,
-        "--train.epochs": 2,
-        "--train.learning-rate": 1e-2,
-        "--train.warmup-steps": 2,
-        "--train.log-steps": 1,
-        "--train.checkpoint-steps": 2,
-        "--train.keep-checkpoints": 9,
-        "--device": "cpu",
-    }
-    return ["train", "improved", *(str(part) for pair in settings.items() for part in pair)]
+    return small_training(tiny_gpt2, tmp_path_factory.mktemp("train") / "corpus", {})
 
 
 @pytest.fixture(scope="module")
