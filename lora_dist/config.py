@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses, the presets, and the checks that need nothing loaded.
+"""Settings: frozen dataclasses and the checks that need nothing loaded.
 
 Every field is a setting of the command line, `--section.field`, and its docstring is the help text. The defaults are
 the paper's baseline (Tables 1 and 2). Processes, precision and ZeRO stage are set in `accelerate_configs/`, not here.
@@ -224,27 +224,3 @@ class Settings:
     def sections(self) -> "Settings":
         """Return only these five sections; a command with further arguments is a subclass."""
         return Settings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Settings)})
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A published configuration."""
-
-    settings: Settings
-    summary: str
-    """Its line in `--help`."""
-    column: str
-    """Its column in Table 1 of a report."""
-    trainable: str
-    """Trainable parameters as published."""
-
-
-BASELINE = Settings()
-IMPROVED = Settings(lora=LoraSettings(rank=16, targets=("c_attn", "c_proj", "c_fc"), init="gaussian"))
-_BASELINE = "Table 1 of the paper: rank 4, c_attn, original initialisation"
-_IMPROVED = "Table 1 of the paper: rank 16, c_attn, c_proj and c_fc, Gaussian initialisation"
-PRESETS = {
-    "baseline": Preset(BASELINE, _BASELINE, "Baseline, paper", "0.15M on Small"),
-    "improved": Preset(IMPROVED, _IMPROVED, "Improved, paper", "2.36M on Small"),
-}
-"""Every preset by name: parsing, help, Table 1 and `reproduce` derive from it."""

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_dist import __version__
-from lora_dist.config import PRESETS, Settings, flag
+from lora_dist.config import Settings, flag
 from lora_dist.errors import UserError
 from lora_dist.files import read_json, write_json
+from lora_dist.presets import PRESETS
 from lora_dist.run_dir import RunDir
 
 T = TypeVar("T")

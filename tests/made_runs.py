@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lora_dist.config import IMPROVED, Settings
+from lora_dist.config import Settings
 from lora_dist.config_io import to_json, write_config
 from lora_dist.files import write_json, write_jsonl, write_text
 from lora_dist.metrics.slots.errors import ATTRIBUTES
 from lora_dist.metrics.suite import METRICS
+from lora_dist.presets import IMPROVED
 from lora_dist.run_dir import RunDir
 
 MRS = (

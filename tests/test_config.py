@@ -5,17 +5,9 @@ import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
-from lora_dist.config import (
-    BASELINE,
-    IMPROVED,
-    PRESETS,
-    DataSettings,
-    DecodeSettings,
-    LoraSettings,
-    ModelSettings,
-    TrainSettings,
-)
+from lora_dist.config import DataSettings, DecodeSettings, LoraSettings, ModelSettings, TrainSettings
 from lora_dist.errors import UserError
+from lora_dist.presets import BASELINE, IMPROVED, PRESETS
 
 # Each row: a setting, a value it refuses, and how the message shows the two.
 REFUSED: list[tuple[Callable[[], object], str, str]] = [

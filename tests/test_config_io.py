@@ -8,16 +8,7 @@ import pytest
 
 from lora_dist.cli.arguments import TrainCommand
 from lora_dist.cli.parsing import parse_with_preset
-from lora_dist.config import (
-    BASELINE,
-    IMPROVED,
-    DataSettings,
-    DecodeSettings,
-    LoraSettings,
-    ModelSettings,
-    Settings,
-    TrainSettings,
-)
+from lora_dist.config import DataSettings, DecodeSettings, LoraSettings, ModelSettings, Settings, TrainSettings
 from lora_dist.config_io import (
     WITHOUT_EFFECT,
     as_options,
@@ -32,6 +23,7 @@ from lora_dist.config_io import (
     write_config,
 )
 from lora_dist.errors import UserError
+from lora_dist.presets import BASELINE, IMPROVED
 from lora_dist.run_dir import RunDir
 
 

@@ -7,10 +7,10 @@ import pytest
 from made_runs import made_run
 
 from lora_dist.cli.main import main
-from lora_dist.config import IMPROVED, PRESETS, Preset
 from lora_dist.config_io import command_line, nearest_preset
 from lora_dist.distributed.launcher import STRATEGIES, Strategy
 from lora_dist.planning.plan import make_plan
+from lora_dist.presets import IMPROVED, PRESETS, Preset
 from lora_dist.report.configurations import configurations
 from lora_dist.report.results import load_results
 from lora_dist.report.tables import adapter_table

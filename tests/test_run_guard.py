@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from unwritable import may_not_write
 
-from lora_dist.config import IMPROVED
 from lora_dist.config_io import write_config
 from lora_dist.errors import UserError
 from lora_dist.files import write_text
+from lora_dist.presets import IMPROVED
 from lora_dist.run_dir import COMPLETE, RunDir
 from lora_dist.run_guard import (
     check_output,

@@ -10,9 +10,10 @@ from typing import TypeVar
 import tyro
 
 from lora_dist.cli.arguments import DecodeCommand, GenerateCommand, JsonCommand, MergeCommand
-from lora_dist.config import PRESETS, Settings
+from lora_dist.config import Settings
 from lora_dist.distributed.logs import LogSettings, set_up_logging
 from lora_dist.errors import USER_ERROR, UserError
+from lora_dist.presets import PRESETS
 from lora_dist.run_guard import require_writable_file
 
 T = TypeVar("T", bound=LogSettings)

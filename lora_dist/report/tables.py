@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_dist.config import BASELINE, PRESETS, LoraSettings, Settings
+from lora_dist.config import LoraSettings, Settings
 from lora_dist.metrics.suite import METRICS
+from lora_dist.presets import BASELINE, PRESETS
 from lora_dist.report.configurations import Configuration
 from lora_dist.report.published import PAPER, REPRODUCTIONS
 from lora_dist.report.results import Result

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from lora_dist.config import PRESETS, DecodeSettings, ModelSettings, NgramScope, Settings
+from lora_dist.config import DecodeSettings, ModelSettings, NgramScope, Settings
 from lora_dist.config_io import (
     WITHOUT_EFFECT,
     as_options,
@@ -31,6 +31,7 @@ from lora_dist.distributed.signals import StopRequest, graceful_shutdown
 from lora_dist.errors import Interrupted, UserError
 from lora_dist.files import read_json
 from lora_dist.metrics.java import find_java
+from lora_dist.presets import PRESETS
 from lora_dist.report.write import check_report_folder, write_report
 from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
 from lora_dist.workflows.estimate import Speed, duration, kind_of, measure_speed

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from lora_dist.config import PRESETS, DataSettings, DecodeSettings, TrainSettings
+from lora_dist.config import DataSettings, DecodeSettings, TrainSettings
 from lora_dist.distributed.launcher import STRATEGIES
 from lora_dist.distributed.logs import LogSettings
 from lora_dist.errors import UserError
+from lora_dist.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lora_dist.config import IMPROVED, DataSettings, ModelSettings, Settings, TrainSettings
+from lora_dist.config import DataSettings, ModelSettings, Settings, TrainSettings
 from lora_dist.data.e2e import FILES, SPLITS, group_by_mr, load_split, write_csv
 from lora_dist.data.synthetic import plain_texts, write_corpus
 from lora_dist.distributed.device import devices_for, has_bf16
@@ -25,6 +25,7 @@ from lora_dist.distributed.launcher import STRATEGIES, refuse_launcher
 from lora_dist.distributed.packages import is_installed
 from lora_dist.errors import UserError
 from lora_dist.model.tiny import pretrain
+from lora_dist.presets import IMPROVED
 from lora_dist.run_dir import RunDir
 from lora_dist.training.captured import why_eager
 from lora_dist.workflows.verify_case import TOLERANCE, Case, compare, train_and_decode

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel
 
 from lora_dist.cli.main import main
-from lora_dist.config import IMPROVED, LoraSettings, ModelSettings, Settings
+from lora_dist.config import LoraSettings, ModelSettings, Settings
 from lora_dist.config_io import read_settings
 from lora_dist.data.e2e import one_line
 from lora_dist.decoding.derived_run import derived_run, source_settings
@@ -22,6 +22,7 @@ from lora_dist.errors import UserError
 from lora_dist.model import lora
 from lora_dist.model.adapter import save_adapter
 from lora_dist.model.base import identify, load_base, load_tokenizer
+from lora_dist.presets import IMPROVED
 from lora_dist.run_dir import RunDir
 from lora_dist.training.trainer import load_model
 

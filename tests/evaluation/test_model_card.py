@@ -15,9 +15,10 @@ import yaml
 from made_runs import made_run
 
 from lora_dist.cli.main import main
-from lora_dist.config import IMPROVED, ModelSettings
+from lora_dist.config import ModelSettings
 from lora_dist.errors import UserError
 from lora_dist.evaluation.model_card import push, write_card
+from lora_dist.presets import IMPROVED
 
 
 class FakeHub(ThreadingHTTPServer):

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from lora_dist.config import PRESETS, DataSettings, ModelSettings, Settings
+from lora_dist.config import DataSettings, ModelSettings, Settings
 from lora_dist.data.sampler import epoch_order, global_batch
 from lora_dist.data.synthetic import write_corpus
 from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.distributed.world import world
+from lora_dist.presets import PRESETS
 from lora_dist.run_dir import RunDir
 from lora_dist.training.trainer import Trainer, load_model
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from lora_dist.config import BASELINE, IMPROVED, Settings
+from lora_dist.config import Settings
 from lora_dist.model import lora
 from lora_dist.model.flat_adapter import FlatAdapter
+from lora_dist.presets import BASELINE, IMPROVED
 
 PRESETS = pytest.mark.parametrize("preset", [BASELINE, IMPROVED], ids=["baseline", "improved"])
 

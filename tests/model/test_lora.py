@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from lora_dist.config import BASELINE, IMPROVED, LoraSettings, ModelSettings
+from lora_dist.config import LoraSettings, ModelSettings
 from lora_dist.errors import UserError
 from lora_dist.model import lora
 from lora_dist.model.adapter import load_adapter, save_adapter
 from lora_dist.model.base import identify, load_base
+from lora_dist.presets import BASELINE, IMPROVED
 
 Init = Literal["original", "gaussian"]
 EVERY_LAYER = ("c_attn", "c_proj", "c_fc")

@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lora_dist.config import BASELINE, IMPROVED, LoraSettings, Precision
+from lora_dist.config import LoraSettings, Precision
 from lora_dist.data.collate import Batch, collate
 from lora_dist.data.shapes import RoundedShapes
 from lora_dist.data.tokens import TokenizedExamples
@@ -19,6 +19,7 @@ from lora_dist.model.base import DTYPES
 from lora_dist.model.gpt2 import fuse_activation
 from lora_dist.model.kernels import cpu
 from lora_dist.planning.activations import logits_bytes, saved_bytes
+from lora_dist.presets import BASELINE, IMPROVED
 from lora_dist.training.loss import ReferenceLoss
 
 PACKED_OR_NOT = pytest.mark.parametrize("partitioned", [False, True], ids=["packed", "partitioned"])

@@ -14,12 +14,13 @@ from launching import TIMEOUT, complete_checkpoints, launcher
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_dist.cli.main import main
-from lora_dist.config import BASELINE, IMPROVED, LoraSettings
+from lora_dist.config import LoraSettings
 from lora_dist.data.collate import Batch
 from lora_dist.data.shapes import BatchShape
 from lora_dist.distributed.compat import cpu_has_bf16
 from lora_dist.model import lora
 from lora_dist.planning.memory import LIBRARIES
+from lora_dist.presets import BASELINE, IMPROVED
 from lora_dist.run_dir import RunDir
 from lora_dist.training.strategy import TrainingStrategy
 

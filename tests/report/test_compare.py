@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from made_runs import MRS, TEXTS, made_run
 
-from lora_dist.config import IMPROVED
 from lora_dist.errors import UserError
+from lora_dist.presets import IMPROVED
 from lora_dist.report.compare import compare
 
 pytestmark = [pytest.mark.launched, pytest.mark.usefixtures("scored_once")]

@@ -10,7 +10,7 @@ from made_runs import made_run, seeded
 
 from lora_dist.cli.arguments import TrainCommand
 from lora_dist.cli.parsing import parse_with_preset
-from lora_dist.config import IMPROVED
+from lora_dist.presets import IMPROVED
 from lora_dist.report.page import provenance
 from lora_dist.report.results import load_results
 from lora_dist.report.write import write_report

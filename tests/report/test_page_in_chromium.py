@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from made_runs import MRS, TEXTS, made_run
 
-from lora_dist.config import IMPROVED
+from lora_dist.presets import IMPROVED
 from lora_dist.report.write import write_report
 from lora_dist.run_dir import RunDir
 

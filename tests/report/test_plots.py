@@ -11,8 +11,8 @@ import matplotlib as mpl
 import pytest
 from made_runs import MRS, TEXTS, made_run, seeded
 
-from lora_dist.config import IMPROVED
 from lora_dist.metrics.suite import METRICS
+from lora_dist.presets import IMPROVED
 from lora_dist.report import drawings
 from lora_dist.report.configurations import Configuration, configurations
 from lora_dist.report.plots import make_plots

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from made_runs import SCORES, made_run, seeded
 
-from lora_dist.config import BASELINE, IMPROVED, Settings
+from lora_dist.config import Settings
+from lora_dist.presets import BASELINE, IMPROVED
 from lora_dist.report.configurations import configurations
 from lora_dist.report.results import load_results, unique_names
 from lora_dist.report.tables import adapter_table, hyperparameter_table, score_table

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from made_runs import SCORES, made_run, seeded
 
-from lora_dist.config import BASELINE, IMPROVED, Settings
+from lora_dist.config import Settings
+from lora_dist.presets import BASELINE, IMPROVED
 from lora_dist.report import write
 from lora_dist.report.configurations import configurations
 from lora_dist.report.epochs import epoch_table

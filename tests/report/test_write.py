@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from made_runs import made_run
 
-from lora_dist.config import IMPROVED, Settings
+from lora_dist.config import Settings
 from lora_dist.errors import UserError
+from lora_dist.presets import IMPROVED
 from lora_dist.report import write
 from lora_dist.report.published import PAPER, REPRODUCTIONS
 from lora_dist.report.write import write_report

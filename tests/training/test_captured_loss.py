@@ -7,12 +7,12 @@ import torch
 from recorded_graph import RecordedGraphs
 from transformers import GPT2LMHeadModel
 
-from lora_dist.config import IMPROVED
 from lora_dist.data.collate import collate, padding_batch
 from lora_dist.data.shapes import BatchShape, RoundedShapes, StaticShapes
 from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.model import lora
 from lora_dist.model.kernels import cpu
+from lora_dist.presets import IMPROVED
 from lora_dist.training.captured import CapturedLoss
 from lora_dist.training.loss import ReferenceLoss
 

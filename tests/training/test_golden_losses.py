@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_dist.config import PRESETS, DataSettings, ModelSettings
+from lora_dist.config import DataSettings, ModelSettings
 from lora_dist.data.synthetic import write_corpus
 from lora_dist.distributed.world import world
+from lora_dist.presets import PRESETS
 from lora_dist.run_dir import RunDir
 from lora_dist.training.trainer import Trainer
 

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from lora_dist.config import BASELINE, IMPROVED, Settings
+from lora_dist.config import Settings
 from lora_dist.data.collate import Batch, collate, padding_batch
 from lora_dist.data.shapes import BatchShape, RoundedShapes, Shapes, StaticShapes
 from lora_dist.data.tokens import TokenizedExamples
 from lora_dist.model import lora
 from lora_dist.model.kernels import cpu, cuda
 from lora_dist.model.kernels.select import Kernels
+from lora_dist.presets import BASELINE, IMPROVED
 from lora_dist.training.loss import ReferenceLoss
 
 BOTH = pytest.mark.parametrize("kernels", [cpu, cuda], ids=["cpu", "cuda"])

@@ -14,8 +14,9 @@ import pytest
 from launching import TIMEOUT, attempt, begin, call_here
 from made_runs import made_run
 
-from lora_dist.config import IMPROVED, DataSettings, ModelSettings, Settings, TrainSettings
+from lora_dist.config import DataSettings, ModelSettings, Settings, TrainSettings
 from lora_dist.errors import UserError
+from lora_dist.presets import IMPROVED
 from lora_dist.run_dir import RunDir
 from lora_dist.workflows.estimate import Speed, duration, measure_speed
 from lora_dist.workflows.reproduce import Launch, reproduce

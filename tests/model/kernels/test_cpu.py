@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lora_dist.config import BASELINE, IMPROVED, LoraSettings
+from lora_dist.config import LoraSettings
 from lora_dist.data.collate import collate
 from lora_dist.data.shapes import RoundedShapes
 from lora_dist.data.tokens import TokenizedExamples
@@ -20,6 +20,7 @@ from lora_dist.model import lora
 from lora_dist.model.compat import can_pack
 from lora_dist.model.kernels import cpu
 from lora_dist.model.kernels.cpu import PackedLinear, PackedProjection, freeze_layers
+from lora_dist.presets import BASELINE, IMPROVED
 from lora_dist.training.loss import ReferenceLoss
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
