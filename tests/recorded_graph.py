@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -36,6 +36,7 @@ class RecordedGraphs:
         run()  # the warm-up
         with _Outside(refuses=NOT_CAPTURED) as recorded:
             run()
+        recorded.undo()  # as capturing computes nothing
         owner = getattr(run, "__self__", None)
         self.recorded.append(owner)
 
@@ -59,6 +60,7 @@ class _Outside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.places: dict[int, int] = {}
         """Size of each such storage by its address."""
+        self._before: list[tuple[UntypedStorage, UntypedStorage]] = []
         self._own: dict[int, Tensor] = {}  # kept alive, so that no address is used twice
         self._refuses = refuses
 
@@ -72,6 +74,8 @@ class _Outside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in _tensors((args, kwargs)):
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in self._own and storage.nbytes():
+                if self._refuses and storage.data_ptr() not in self.places:
+                    self._before.append((storage, storage.clone()))  # type: ignore[no-untyped-call]
                 self.places[storage.data_ptr()] = storage.nbytes()
         result = func(*args, **kwargs)
         for tensor in _tensors(result):
@@ -79,6 +83,11 @@ class _Outside(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if address not in self.places:
                 self._own[address] = tensor
         return result
+
+    def undo(self) -> None:
+        """Give the memory that was there before its contents back."""
+        for storage, before in self._before:
+            storage.copy_(before)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

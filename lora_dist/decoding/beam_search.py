@@ -1,24 +1,30 @@
 """Beam search on one device for a batch of prompts.
 
 The algorithm is that of transformers' `generate`: of the 2 K best candidates per step, the first K may finish a
-sentence, and the best K that do not end are continued. Both are tensor operations over all prompts at once; the host
-reads one flag per prompt and step.
+sentence, and the best K that do not end are continued.
+
+Steps are made in blocks. Within a block all shapes are the same and the host waits for nothing, so on a GPU a step is a
+CUDA graph that is replayed; between blocks the host reads which prompts have finished.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lora_dist.config import DecodeSettings
+from lora_dist.decoding import hypotheses
+from lora_dist.decoding.hypotheses import Beams, Rules
 from lora_dist.decoding.kv_cache import DecodingModel, KVCache
 from lora_dist.errors import UserError
-from lora_dist.model.kernels.select import Kernels
+from lora_dist.model.kernels.graphs import GraphRecorder
 
-LEAVE_AT = 1 / 8
-"""Fraction of finished prompts at which they leave the batch, which copies the cache of the others."""
+log = logging.getLogger(__name__)
+
+FEWEST_REPLAYS = 2
+"""Replays in a block from which recording a graph, which takes the host as long as a step, saves time."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +35,6 @@ class Sentence:
     """Generated token ids, without end-of-text."""
     score: float
     """Sum of log-probabilities in nats / length ** length_penalty, both including end-of-text if it was generated."""
-
-
-@dataclass
-class _Beams:
-    """The hypotheses of all prompts in the batch; K is the number of beams, T the length of the longest sentence."""
-
-    rows: Tensor
-    """Index of each prompt among all prompts: (prompts,)."""
-    running: Tensor
-    """Sums of log-probabilities of the running hypotheses, best first: (prompts, K)."""
-    tokens: Tensor
-    """Their tokens: (prompts, K, T)."""
-    finished: Tensor
-    """Scores of the finished hypotheses, best first, -inf for one still missing: (prompts, K)."""
-    sentences: Tensor
-    """Their tokens, end-of-text after the last: (prompts, K, T)."""
-    done: Tensor
-    """Whether a prompt's search has ended: (prompts,)."""
-
-    def take(self, rows: Tensor) -> "_Beams":
-        """Return only the prompts `rows` (n,)."""
-        return _Beams(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 def beam_search(
@@ -68,10 +52,21 @@ def beam_search(
 
     Raises:
         UserError: if a sentence might exceed the model's positions.
+        torch.OutOfMemoryError: if the batch is too large.
     """
     check_room(model.positions, max(map(len, prompts)), settings)
+    recorder = model.kernels.graph_recorder(model.device) if model.captured else None
     with torch.inference_mode():
-        return _search(model, prompts, settings, eos_id)
+        if recorder is not None:
+            try:
+                return _Search(model, prompts, settings, eos_id, recorder).run()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                log.warning("decoding runs eagerly, as capturing CUDA graphs failed: %s", error.__context__ or error)
+            finally:
+                recorder.release()
+        return _Search(model, prompts, settings, eos_id, None).run()
 
 
 def check_room(positions: int, longest: int, settings: DecodeSettings) -> None:
@@ -87,144 +82,96 @@ def check_room(positions: int, longest: int, settings: DecodeSettings) -> None:
         )
 
 
-def _search(
-    model: DecodingModel, prompts: Sequence[Sequence[int]], settings: DecodeSettings, eos_id: int
-) -> list[list[Sentence]]:
-    found: list[list[Sentence]] = [[] for _ in prompts]
-    cache = KVCache(model, prompts, settings.num_beams, settings.max_new_tokens)
-    before = _history(prompts, settings, model.device)
-    beams = _start(len(prompts), settings, eos_id, model.device)
-    # The first step has one hypothesis per prompt, the empty one.
-    logits, running = cache.logits[:, None], beams.running[:, :1]
-    for length in range(1, settings.max_new_tokens + 1):
-        generated = beams.tokens[:, : logits.shape[1], : length - 1]
-        history = torch.cat([before[:, None].expand(-1, generated.shape[1], -1), generated], -1)
-        banned = _repetitions(history, settings.no_repeat_ngram_size)
-        scores, parents, tokens = _candidates(model.kernels, logits, running, banned, 2 * settings.num_beams)
-        parents, tokens = _advance(beams, scores, parents, tokens, length, settings, eos_id)
-        done = beams.done.tolist()  # once per step the host waits for the device
-        if all(done) or length == settings.max_new_tokens:
-            break
-        if sum(done) >= LEAVE_AT * len(done):
-            _collect(found, beams.take(beams.done), eos_id)
-            left = (~beams.done).nonzero()[:, 0]
-            beams, parents, tokens, before = beams.take(left), parents[left], tokens[left], before[left]
-            cache.keep(left)
-        running, logits = beams.running, cache.step(tokens, parents)
-    _collect(found, beams, eos_id)
-    return found
+class _Search:
+    """One search: the cache, the hypotheses, and the graph of a step."""
 
+    def __init__(
+        self,
+        model: DecodingModel,
+        prompts: Sequence[Sequence[int]],
+        settings: DecodeSettings,
+        eos_id: int,
+        recorder: GraphRecorder | None,
+    ) -> None:
+        """Compute the prompts and start their hypotheses.
 
-def _start(prompts: int, settings: DecodeSettings, eos_id: int, device: torch.device) -> _Beams:
-    beams, longest = settings.num_beams, settings.max_new_tokens
-    return _Beams(
-        rows=torch.arange(prompts, device=device),
-        running=torch.zeros(prompts, beams, device=device),
-        tokens=torch.full((prompts, beams, longest), eos_id, device=device),
-        finished=torch.full((prompts, beams), -torch.inf, device=device),
-        sentences=torch.full((prompts, beams, longest), eos_id, device=device),
-        done=torch.zeros(prompts, dtype=torch.bool, device=device),
-    )
+        Args:
+            model: see `beam_search`.
+            prompts: see `beam_search`.
+            settings: see `beam_search`.
+            eos_id: see `beam_search`.
+            recorder: records the graph of a step; None makes all steps eagerly.
+        """
+        self._kernels, self._settings, self._recorder = model.kernels, settings, recorder
+        self._vocabulary: int = model.body.config.vocab_size
+        self._rules = Rules(settings, eos_id, model.device)
+        self._cache = KVCache(model, prompts, settings.num_beams, settings.max_new_tokens)
+        self._beams = hypotheses.start(prompts, settings, model.device)
+        self._length = torch.zeros(1, dtype=torch.long, device=model.device)
+        """Tokens of the running hypotheses: (1,)."""
+        self._replay: Callable[[], None] | None = None
+        self._found: list[list[Sentence]] = [[] for _ in prompts]
 
+    def run(self) -> list[list[Sentence]]:
+        """Make the steps and return the finished sentences of each prompt, best first."""
+        # At first there is one hypothesis per prompt, the empty one.
+        self._extend(self._cache.logits[:, None])
+        made, longest = 1, self._settings.max_new_tokens
+        while made < longest:
+            done = self._beams.done.tolist()  # the host waits for the device
+            if all(done):
+                break
+            if sum(done) >= self._kernels.LEAVE_AT * len(done):
+                self._drop_finished()
+            steps = min(self._kernels.STEPS_PER_BLOCK, longest - made)
+            self._make(steps)
+            made += steps
+        self._collect(self._beams)
+        return self._found
 
-def _history(prompts: Sequence[Sequence[int]], settings: DecodeSettings, device: torch.device) -> Tensor:
-    """Return the tokens before the sentence that belong to its n-gram scope, left-padded with -1: (prompts, n)."""
-    texts = prompts if settings.ngram_scope == "all" else [[] for _ in prompts]
-    width = max(map(len, texts))
-    return torch.tensor([[-1] * (width - len(p)) + list(p) for p in texts], dtype=torch.long, device=device)
+    def _make(self, steps: int) -> None:
+        """Make a block of steps."""
+        if self._cache.begin_block(steps):
+            self._forget_graph()
+        if self._recorder is not None and self._replay is None and steps > FEWEST_REPLAYS:
+            self._replay = self._recorder.record(self._step)  # which also makes one step
+            steps -= 1
+        for _ in range(steps):
+            (self._replay or self._step)()
 
+    def _step(self) -> None:
+        self._extend(self._cache.step(self._beams.history[..., -1]))
 
-def _repetitions(history: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Find the tokens that would complete an n-gram of the history a second time.
+    def _extend(self, logits: Tensor) -> None:
+        """Extend the first hypotheses of each prompt by the best tokens of `logits` (prompts, hypotheses, columns)."""
+        beams, settings = self._beams, self._settings
+        history, running = beams.history[:, : logits.shape[1]], beams.running[:, : logits.shape[1]]
+        banned = hypotheses.repetitions(history, settings.no_repeat_ngram_size)
+        best = hypotheses.candidates(self._kernels, logits, self._vocabulary, running, banned, k=2 * settings.num_beams)
+        self._cache.follow(hypotheses.advance(beams, *best, self._length, self._rules))
+        self._length += 1
 
-    Args:
-        history: tokens in the scope of n-grams so far, left-padded with -1: (prompts, K, t).
-        size: n of the n-grams; 0 bans nothing.
+    def _drop_finished(self) -> None:
+        """Collect the sentences of finished prompts, and continue without these prompts."""
+        self._collect(self._beams.take(self._beams.done))
+        left = (~self._beams.done).nonzero()[:, 0]
+        self._beams = self._beams.take(left)
+        self._cache.keep(left)
+        self._forget_graph()
 
-    Returns:
-        Tokens of the history, and whether each of them is banned: both (prompts, K, m).
-    """
-    if size == 0 or history.shape[-1] < size:
-        return history[..., :0], history[..., :0] == 0
-    ngrams = history.unfold(-1, size, 1)  # (prompts, K, places, size)
-    starts, last = ngrams[..., :-1], ngrams[..., -1]
-    repeated = (starts == history[..., None, history.shape[-1] - size + 1 :]).all(-1) & (last >= 0)
-    return last.clamp(min=0), repeated
+    def _forget_graph(self) -> None:
+        """Free the graph, whose tensors are no longer those of the search."""
+        if self._recorder is not None and self._replay is not None:
+            self._recorder.release()
+        self._replay = None
 
-
-def _candidates(
-    kernels: Kernels, logits: Tensor, running: Tensor, banned: tuple[Tensor, Tensor], k: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the `k` best continuations of all hypotheses of each prompt.
-
-    Args:
-        kernels: kernels of the device.
-        logits: logits of the next token: (prompts, K, vocabulary).
-        running: sums of log-probabilities so far: (prompts, K).
-        banned: see `_repetitions`.
-        k: continuations to find.
-
-    Returns:
-        Sums of log-probabilities, parents (hypotheses) and tokens, best first: each (prompts, k).
-    """
-    each = min(k, logits.shape[-1])
-    repeated, ban = (part.flatten(0, 1) for part in banned)
-    best, tokens = kernels.top_tokens(logits.flatten(0, 1), repeated, ban, each)
-    scores = (running[..., None] + best.view(*running.shape, each)).flatten(1)
-    scores, places = F.pad(scores, (0, max(0, k - scores.shape[1])), value=-torch.inf).topk(k, -1)
-    places = places.clamp(max=running.shape[1] * each - 1)  # padding, if the vocabulary is tiny
-    return scores, places // each, tokens.view(len(running), -1).gather(1, places)
-
-
-def _advance(
-    beams: _Beams, scores: Tensor, parents: Tensor, tokens: Tensor, length: int, settings: DecodeSettings, eos_id: int
-) -> tuple[Tensor, Tensor]:
-    """Finish and extend hypotheses, in place.
-
-    Args:
-        beams: the hypotheses of `length` - 1 tokens.
-        scores: sums of log-probabilities of 2 K candidates, best first: (prompts, 2 K).
-        parents: the hypothesis that each candidate extends: (prompts, 2 K).
-        tokens: the token that each candidate adds: (prompts, 2 K).
-        length: tokens of the candidates, including end-of-text.
-        settings: see `beam_search`.
-        eos_id: id of the end-of-text token.
-
-    Returns:
-        Parents and tokens of the hypotheses that are continued: both (prompts, K).
-    """
-    width, penalty = settings.num_beams, settings.length_penalty
-    texts = _pick(beams.tokens, parents)
-    texts[..., length - 1] = tokens
-    ended = tokens == eos_id
-    finishing = (ended | (length == settings.max_new_tokens))[:, :width] & ~beams.done[:, None]
-    finished = torch.where(finishing, scores[:, :width] / length**penalty, -torch.inf)
-    beams.finished, order = torch.cat([beams.finished, finished], 1).topk(width, 1)
-    beams.sentences = _pick(torch.cat([beams.sentences, texts[:, :width]], 1), order)
-    beams.running, order = scores.masked_fill(ended, -torch.inf).topk(width, 1)
-    beams.tokens = _pick(texts, order)
-    full = beams.finished[:, -1].isfinite()
-    if settings.early_stopping == "true":
-        beams.done = full
-    else:
-        # The sum can only fall, but divided by a greater length to a positive power it may still rise.
-        longest = settings.early_stopping == "never" and penalty > 0
-        bound = beams.running[:, 0] / (settings.max_new_tokens if longest else length) ** penalty
-        beams.done = beams.done | (full & (bound <= beams.finished[:, -1]))
-    return parents.gather(1, order), tokens.gather(1, order)
-
-
-def _pick(texts: Tensor, order: Tensor) -> Tensor:
-    """Gather the texts (prompts, n, T) at `order` (prompts, k): (prompts, k, T)."""
-    return texts.gather(1, order[..., None].expand(-1, -1, texts.shape[-1]))
-
-
-def _collect(found: list[list[Sentence]], beams: _Beams, eos_id: int) -> None:
-    """Write the finished sentences of `beams` to the entries of their prompts in `found`."""
-    for row, scores, texts in zip(beams.rows.tolist(), beams.finished.tolist(), beams.sentences.tolist(), strict=True):
-        ends = [text.index(eos_id) if eos_id in text else len(text) for text in texts]
-        found[row] = [
-            Sentence(text[:end], score)
-            for text, end, score in zip(texts, ends, scores, strict=True)
-            if score > -torch.inf
-        ]
+    def _collect(self, beams: Beams) -> None:
+        """Write the finished sentences of `beams` to the entries of their prompts."""
+        fields = (beams.rows, beams.finished, beams.sentences, beams.lengths)
+        for row, *each in zip(*(field.tolist() for field in fields), strict=True):
+            found = []
+            for score, text, length in zip(*each, strict=True):
+                tokens = text[len(text) - length :]
+                if score > -torch.inf:
+                    found.append(Sentence(tokens[:-1] if tokens[-1] == self._rules.eos_id else tokens, score))
+            self._found[row] = found

@@ -2,35 +2,25 @@ import copy
 import math
 import random
 from dataclasses import replace
-from typing import Literal
 
 import pytest
 import torch
+from search_models import EARLY_STOPPING, EOS, EarlyStopping, Scope, config_of, prompts, random_gpt2
 from torch import Tensor
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2LMHeadModel
 
 from lora_dist.config import DecodeSettings
 from lora_dist.decoding.beam_search import Sentence
 from lora_dist.decoding.beam_search import beam_search as n_best
 from lora_dist.decoding.kv_cache import lay_out
 
-EOS = 0
 SETTINGS = DecodeSettings(num_beams=3, no_repeat_ngram_size=3, max_new_tokens=10)
-EarlyStopping = Literal["true", "false", "never"]
-Scope = Literal["generated", "all"]
-EARLY_STOPPING: tuple[EarlyStopping, ...] = ("true", "false", "never")
-
-
-def random_gpt2(seed: int) -> GPT2LMHeadModel:
-    """A GPT-2 of nine tokens: sentences end, are cut off, and would repeat themselves; no two tie."""
-    torch.manual_seed(seed)
-    return GPT2LMHeadModel(_config(vocabulary=9, width=16, layers=2, initializer_range=0.5)).eval()
 
 
 def bigram_gpt2(logits: Tensor) -> GPT2LMHeadModel:
     """A GPT-2 that gives row i of logits (vocabulary, vocabulary) after token i, whatever came before."""
     vocabulary = len(logits)
-    model = GPT2LMHeadModel(_config(vocabulary=vocabulary, width=vocabulary, layers=1)).eval()
+    model = GPT2LMHeadModel(config_of(vocabulary=vocabulary, width=vocabulary, layers=1)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -48,25 +38,6 @@ def counting_gpt2() -> GPT2LMHeadModel:
     logits = torch.zeros(6, 6)
     logits[torch.arange(6), torch.tensor([1, 2, 3, 4, 5, 1])] = 5.0
     return bigram_gpt2(logits)
-
-
-def _config(vocabulary: int, width: int, layers: int, initializer_range: float = 0.02) -> GPT2Config:
-    return GPT2Config(
-        vocab_size=vocabulary,
-        n_positions=64,
-        n_embd=width,
-        n_layer=layers,
-        n_head=1,
-        initializer_range=initializer_range,
-        tie_word_embeddings=False,
-        bos_token_id=EOS,
-        eos_token_id=EOS,
-    )
-
-
-def prompts(count: int, seed: int, vocabulary: int = 9) -> list[list[int]]:
-    draw = random.Random(seed)
-    return [[draw.randrange(1, vocabulary) for _ in range(draw.randint(1, 12))] for _ in range(count)]
 
 
 # What a beam search is, in plain Python

@@ -114,9 +114,10 @@ def test_run_decodes_as_decode_does_whatever_the_training_set(
         return beam_search(*arguments)
 
     monkeypatch.setattr("lora_dist.decoding.decode.beam_search", searching)
+    # First, as it imports `score_run` and would keep the replacement.
+    monkeypatch.setattr("lora_dist.report.write.write_report", lambda *_: "")
     monkeypatch.setattr("lora_dist.evaluation.scoring.score_run", lambda _: {})
     monkeypatch.setattr("lora_dist.evaluation.formats.scores_table", lambda _: "")
-    monkeypatch.setattr("lora_dist.report.write.write_report", lambda *_: "")
     few = ("--train.max-steps", "1", "--decode.limit", "4", "--decode.num-beams", "2", "--decode.max-new-tokens", "6")
     arguments = [str(part) for part in (*train_arguments(tiny_gpt2, corpus), *few)]
     assert main(["run", *arguments, "--out", str(tmp_path / "run")]) == 0

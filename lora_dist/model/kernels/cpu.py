@@ -1,31 +1,16 @@
-"""Kernels for CPU cores: frozen weights packed for oneDNN, and wide tensors in pieces that fit the cache.
-
-oneDNN multiplies with a blocked ("packed") copy of a weight. Given a plain matrix, it makes this copy again in each
-product, which in bf16 is a tenth of the time with 464 rows and a third with 32; a frozen weight needs it only once. In
-fp32, plain products are left to MKL, which on AMD processors takes more than twice as long.
-"""
+"""Kernels for CPU cores: frozen weights packed for oneDNN, and wide tensors in pieces that fit the cache."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from transformers import GPT2LMHeadModel
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
-from lora_dist.model.compat import can_pack, pack, product
-from lora_dist.model.kernels.common import (
-    PlainProjection,
-    Projection,
-    ban_values,
-    padded_vocabulary,
-    top_tokens_of_rows,
-)
-from lora_dist.model.kernels.glibc import keep_freed_memory, return_freed_memory
+from lora_dist.model.kernels.common import ban_values, top_of_blocks, whole_blocks
+from lora_dist.model.kernels.glibc import keep_freed_memory
 from lora_dist.model.kernels.graphs import GraphRecorder
-from lora_dist.model.lora import LoraConv1D
+from lora_dist.model.kernels.packed import freeze_layers as freeze_layers
+from lora_dist.model.kernels.packed import projection as projection
 
 SHAPE_STEP = 16
 """Tokens and labels of a forward pass, and the padded row length, are rounded up to a multiple of this. oneDNN compiles
@@ -43,6 +28,15 @@ DRAW_MASKS_AT_ONCE = False
 
 CHUNK_TOKENS = 2**14
 """Tokens per decoding chunk beyond which decoding gets no faster."""
+
+STEPS_PER_BLOCK = 1
+"""Decoding steps of one shape, after which finished prompts may leave and the cache be pruned."""
+
+LEAVE_AT = 1 / 8
+"""Fraction of finished prompts at which they leave the batch, which copies the cache of the others."""
+
+CACHE_STEP = 2**20
+"""Entries per prompt that the cache grows by: enough for all, as the system provides a page only once written."""
 
 MAX_LOGITS = 2**26
 """Logits of the loss that are computed at a time (256 MiB in fp32); larger batches are computed in chunks."""
@@ -100,105 +94,6 @@ def cached_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) 
     return scores.add_(mask).softmax(-1) @ values
 
 
-class PackedLinear(nn.Module):
-    """A frozen linear layer that stores only packed copies of its weight."""
-
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None, *, differentiable: bool) -> None:
-        """Pack a frozen linear layer.
-
-        Args:
-            weight: W: (out, in).
-            bias: b: (out,).
-            differentiable: whether the gradient of the input will be needed, which takes a second copy.
-        """
-        super().__init__()
-        assert not weight.requires_grad, "only a frozen weight can be packed"
-        self.bias = bias
-        # Not parameters, so that nothing broadcasts, saves or converts them.
-        self._packed = pack(weight)
-        self._transposed = pack(weight.t()) if differentiable else None
-        self.gelu = False
-        """Whether the product applies GELU too, without another pass over the result; it is then not differentiable."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (..., in) to (..., out)."""
-        if self._transposed is None:
-            return product(x, self._packed, self.bias, gelu=self.gelu)
-        result: Tensor = _PackedProduct.apply(x, self._packed, self._transposed, self.bias)  # type: ignore[no-untyped-call]
-        return result
-
-
-class _PackedProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Tensor, transposed: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.transposed = transposed
-        return product(x, packed, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return product(gradient, ctx.transposed), None, None, None
-
-
-def freeze_layers(model: GPT2LMHeadModel, *, differentiable: bool) -> None:
-    """Pack the frozen layers of `model` for fast products, in place, with or without adapters around them.
-
-    Every `Conv1D` is packed and its plain weight freed, so the model can no longer be saved or converted. Without
-    gradients, the activation becomes part of the product before it. Where torch cannot pack, nothing changes.
-
-    Args:
-        model: a GPT-2 that is frozen except for its adapter.
-        differentiable: whether gradients will flow through the layers.
-    """
-    if not can_pack(model.dtype):
-        return
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, Conv1D):
-                if isinstance(parent, LoraConv1D):
-                    parent.adds_in_place = True
-                setattr(parent, name, PackedLinear(child.weight.t(), child.bias, differentiable=differentiable))
-    del child  # the last of them
-    for block in model.transformer.h:
-        if not differentiable and isinstance(block.mlp.act, nn.GELU):  # as `gpt2.fuse_activation` left it
-            block.mlp.c_fc.gelu = True
-            block.mlp.act = nn.Identity()
-    for parameter in model.parameters():
-        # Loaded tensors are views of a memory-mapped file: keeping one would keep the whole file in memory.
-        parameter.data = parameter.data.clone()
-    return_freed_memory()
-
-
-class PackedProjection:
-    """The output projection with packed copies of its weight; the tied embedding keeps the plain one."""
-
-    def __init__(self, weight: Tensor, *, differentiable: bool) -> None:
-        """Pack `weight` (vocabulary, width), and if `differentiable` a second copy for the gradient."""
-        self._packed = pack(weight)
-        self._transposed = pack(weight.t()) if differentiable else None
-
-    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """See `Projection`; oneDNN's product allocates its own result."""
-        return product(hidden, self._packed)
-
-    def gradient(self, logits: Tensor) -> Tensor:
-        """See `Projection`."""
-        assert self._transposed is not None, "packed for decoding, which needs no gradient"
-        return product(logits, self._transposed)
-
-
-def projection(weight: Tensor, *, differentiable: bool) -> Projection:
-    """Copy the frozen output projection into the layout of the fastest product.
-
-    Args:
-        weight: the projection, which is not changed: (vocabulary, width).
-        differentiable: whether `Projection.gradient` will be called.
-    """
-    if can_pack(weight.dtype):
-        return PackedProjection(weight, differentiable=differentiable)
-    return PlainProjection(weight if differentiable else weight.detach().t().contiguous().t())
-
-
 def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Replace logits (labels, vocabulary) by a multiple of their softmax, in place.
 
@@ -222,11 +117,12 @@ def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(normalisers), torch.cat(totals)
 
 
-def top_tokens(logits: Tensor, tokens: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Find the `k` most likely tokens of each row that are not banned.
+def top_tokens(logits: Tensor, vocabulary: int, tokens: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the `k` most likely tokens of each row that are not banned, a few rows at a time.
 
     Args:
-        logits: logits of the next token: (rows, vocabulary).
+        logits: logits of the next token, which may be overwritten: (rows, columns).
+        vocabulary: vocabulary size; further columns are padding.
         tokens: tokens that may be banned, each any number of times: (rows, n).
         banned: whether they are: (rows, n).
         k: tokens to find per row, at most the vocabulary size.
@@ -234,12 +130,16 @@ def top_tokens(logits: Tensor, tokens: Tensor, banned: Tensor, k: int) -> tuple[
     Returns:
         Log-probabilities (fp32) and token ids, best first: both (rows, k).
     """
-    rows = max(1, SEARCH_LOGITS // logits.shape[1])
-    columns = padded_vocabulary(logits.shape[1], k)
-    buffers = logits.new_full((2, min(rows, len(logits)), columns), -torch.inf, dtype=torch.float32)
-    values, found = ban_values(banned), []
+    rows, values, found = max(1, SEARCH_LOGITS // vocabulary), ban_values(banned), []
+    buffers = logits.new_full((2, min(rows, len(logits)), whole_blocks(vocabulary)), -torch.inf, dtype=torch.float32)
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
-        piece = logits[part]
-        found.append(top_tokens_of_rows(piece, tokens[part], values[part], k, buffers[:, : len(piece)]))
+        shifted, powers = buffers[:, : len(logits[part])]
+        shifted[:, :vocabulary] = logits[part, :vocabulary]
+        shifted -= shifted.amax(-1, keepdim=True)
+        normaliser = torch.exp(shifted, out=powers).sum(-1, keepdim=True).log_()
+        # A token may occur several times and be banned only at some of them, so take the minimum.
+        shifted.scatter_reduce_(-1, tokens[part], values[part], "amin")
+        best, ids = top_of_blocks(shifted, k)
+        found.append((best - normaliser, ids.clamp_(max=vocabulary - 1)))
     return torch.cat([best for best, _ in found]), torch.cat([ids for _, ids in found])

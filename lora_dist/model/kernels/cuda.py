@@ -8,13 +8,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from lora_dist.model.kernels.common import (
-    PlainProjection,
-    Projection,
-    ban_values,
-    padded_vocabulary,
-    top_tokens_of_rows,
-)
+from lora_dist.model.kernels.common import Projection, ban_values, top_of_blocks, whole_blocks
 from lora_dist.model.kernels.graphs import CudaGraphs, GraphRecorder
 from lora_dist.model.lora import LoraConv1D
 
@@ -33,11 +27,20 @@ DRAW_MASKS_AT_ONCE = True
 MAX_LOGITS = 2**24
 """See `cpu.MAX_LOGITS`; 160 MiB in bf16 and its two fp32 buffers, enough for 8 of E2E's examples."""
 
-VOCABULARY_STEP = 64
-"""Rows of the output projection in training are a multiple of this."""
+CHUNK_TOKENS = 2**19
+"""See `cpu.CHUNK_TOKENS`; with E2E's 630 prompts and 64 tokens of 10 beams there is one chunk."""
 
-CHUNK_TOKENS = 2**16
-"""See `cpu.CHUNK_TOKENS`."""
+STEPS_PER_BLOCK = 8
+"""See `cpu.STEPS_PER_BLOCK`; the host launches a block's steps as CUDA graphs without waiting for any of them."""
+
+LEAVE_AT = 1 / 4
+"""See `cpu.LEAVE_AT`; after it, the step is captured anew, which takes as long as some steps."""
+
+CACHE_STEP = 64
+"""See `cpu.CACHE_STEP`; the cache is as large as what beams can still see, and attention reads all of it."""
+
+SEARCH_LOGITS = 2**26
+"""See `cpu.SEARCH_LOGITS` (256 MiB in fp32)."""
 
 
 def set_up_process() -> None:
@@ -57,7 +60,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None,
 
 def cached_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """See `cpu.cached_attention`."""
-    scores = (query * (1 / math.sqrt(query.shape[-1]))) @ keys.contiguous().transpose(2, 3)
+    # Not made contiguous: cuBLAS reads the cache where it is, and transposes in the product.
+    scores = (query * (1 / math.sqrt(query.shape[-1]))) @ keys.transpose(2, 3)
     return scores.add_(mask).softmax(-1) @ values
 
 
@@ -82,7 +86,7 @@ def freeze_layers(model: GPT2LMHeadModel, *, differentiable: bool) -> None:
 
 
 class PaddedProjection:
-    """The output projection with zero rows up to a multiple of `VOCABULARY_STEP`, in the memory of the weight itself.
+    """The output projection with zero rows up to whole blocks, in the memory of the weight itself.
 
     cuBLAS has fast kernels only for multiples of 8. The logits of the zero rows are 0 and contribute nothing to the
     gradient.
@@ -90,14 +94,14 @@ class PaddedProjection:
 
     def __init__(self, weight: Tensor) -> None:
         """Move `weight` (vocabulary, width) into the first rows of a larger matrix."""
-        rows = math.ceil(len(weight) / VOCABULARY_STEP) * VOCABULARY_STEP
-        self._padded = weight.detach().new_zeros(rows, weight.shape[1])
+        self.columns = whole_blocks(len(weight))
+        self._padded = weight.detach().new_zeros(self.columns, weight.shape[1])
         self._padded[: len(weight)] = weight.detach()
         weight.data = self._padded[: len(weight)]
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """See `Projection`; the columns beyond the vocabulary are 0."""
-        return torch.mm(hidden, self._padded.t())
+        return torch.mm(hidden, self._padded.t()) if out is None else torch.mm(hidden, self._padded.t(), out=out)
 
     def gradient(self, logits: Tensor) -> Tensor:
         """See `Projection`; the columns beyond the vocabulary must be finite."""
@@ -105,8 +109,8 @@ class PaddedProjection:
 
 
 def projection(weight: Tensor, *, differentiable: bool) -> Projection:
-    """See `cpu.projection`; for decoding the vocabulary is the contiguous dimension, which is faster with few rows."""
-    return PaddedProjection(weight) if differentiable else PlainProjection(weight.detach().t().contiguous().t())
+    """See `cpu.projection`; the same for training and decoding."""
+    return PaddedProjection(weight)
 
 
 def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,8 +121,13 @@ def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
     return normaliser, torch.ones_like(normaliser)
 
 
-def top_tokens(logits: Tensor, tokens: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """See `cpu.top_tokens`."""
-    columns = padded_vocabulary(logits.shape[1], k)
-    buffers = logits.new_full((2, len(logits), columns), -torch.inf, dtype=torch.float32)
-    return top_tokens_of_rows(logits, tokens, ban_values(banned), k, buffers)
+def top_tokens(logits: Tensor, vocabulary: int, tokens: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """See `cpu.top_tokens`; in three passes over many rows at a time, whose columns are whole blocks."""
+    logits[:, vocabulary:].fill_(-torch.inf)
+    values, found = ban_values(banned), []
+    rows = max(1, SEARCH_LOGITS // vocabulary)
+    for piece, named, limits in zip(*(torch.split(each, rows) for each in (logits, tokens, values)), strict=True):
+        scores = F.log_softmax(piece, -1, dtype=torch.float32)
+        scores.scatter_reduce_(-1, named, limits, "amin")
+        found.append(top_of_blocks(scores, k))
+    return torch.cat([best for best, _ in found]), torch.cat([ids for _, ids in found]).clamp_(max=vocabulary - 1)

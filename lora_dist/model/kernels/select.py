@@ -44,6 +44,21 @@ class Kernels(Protocol):
         """See `cpu.CHUNK_TOKENS`."""
         ...
 
+    @property
+    def STEPS_PER_BLOCK(self) -> int:
+        """See `cpu.STEPS_PER_BLOCK`."""
+        ...
+
+    @property
+    def LEAVE_AT(self) -> float:
+        """See `cpu.LEAVE_AT`."""
+        ...
+
+    @property
+    def CACHE_STEP(self) -> int:
+        """See `cpu.CACHE_STEP`."""
+        ...
+
     def set_up_process(self) -> None:
         """See `cpu.set_up_process`."""
         ...
@@ -72,7 +87,9 @@ class Kernels(Protocol):
         """See `cpu.exponentiate`."""
         ...
 
-    def top_tokens(self, logits: Tensor, tokens: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def top_tokens(
+        self, logits: Tensor, vocabulary: int, tokens: Tensor, banned: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
         """See `cpu.top_tokens`."""
         ...
 

@@ -19,7 +19,7 @@ from lora_dist.decoding.kv_cache import KVCache, lay_out
 from lora_dist.model import lora
 from lora_dist.model.compat import can_pack
 from lora_dist.model.kernels import cpu
-from lora_dist.model.kernels.cpu import PackedLinear, PackedProjection, freeze_layers
+from lora_dist.model.kernels.packed import PackedLinear, PackedProjection, freeze_layers
 from lora_dist.presets import BASELINE, IMPROVED
 from lora_dist.training.loss import ReferenceLoss
 
@@ -91,7 +91,7 @@ def test_logits_of_decoding_are_those_of_plain_weights(
 ) -> None:
     prompts = [[5, 3, 8, 1], [7, 7]]
     models = [lay_out(copy.deepcopy(plain))]
-    monkeypatch.setattr(cpu, "can_pack", lambda _: False)
+    monkeypatch.setattr("lora_dist.model.kernels.packed.can_pack", lambda _: False)
     models.append(lay_out(plain))
     assert [isinstance(model.projection, PackedProjection) for model in models] == [True, False]
     assert [any(isinstance(m, PackedLinear) for m in model.body.modules()) for model in models] == [True, False]
@@ -99,8 +99,10 @@ def test_logits_of_decoding_are_those_of_plain_weights(
         ours, plainly = (KVCache(model, prompts, 3, 4) for model in models)
         close = partial(torch.testing.assert_close, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
         close(ours.logits, plainly.logits)
-        tokens, parents = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.zeros(2, 3, dtype=torch.long)
-        close(ours.step(tokens, parents), plainly.step(tokens, parents))
+        for cache in (ours, plainly):
+            cache.begin_block(1)
+        tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+        close(ours.step(tokens), plainly.step(tokens))
 
 
 def test_packed_weights_are_no_parameters_and_the_checkpoints_file_is_unmapped(
