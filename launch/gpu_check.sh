@@ -77,7 +77,11 @@ for part in $parts; do
   case $part in
     tests) measure tests 240 python3 -m pytest -m gpu -n 8 -rs tests/launched/test_gpu*.py ;;
     train) each_case train "${train[@]}" ;;
-    decode) bench decode decode --shape small --count 64 ;;
+    decode)
+      limit=240
+      bench decode decode --shape small --programs "ours, " "generate, batch 64, fp32" "generate, batch 128, bf16"
+      bench decode-medium decode --shape medium --programs "ours, bf16"
+      ;;
     epochs) each_case epochs "${epochs[@]}" ;;
   esac
 done

@@ -21,7 +21,8 @@ def gpu_table(folder: Path) -> str:
     found = {
         path.stem: {row["name"]: row for row in json.loads(path.read_text("utf-8"))} for path in folder.glob("*.json")
     }
-    cases = sorted({name.partition("-")[2] for name in found if "-" in name}, key=_small_first)
+    steps = {name.partition("-")[2] for name in found if name.startswith(("train-", "epochs-"))}
+    cases = sorted(steps, key=_small_first)
     lines = [f"On one {device}, torch {torch.__version__}:", ""]
     if (log := folder / "tests.log").is_file():
         lines += [f"Tests: {_last_line(log)}", ""]
@@ -34,10 +35,11 @@ def gpu_table(folder: Path) -> str:
         cells = [value(found.get(f"{part}-{case}", {})) for case in cases]
         if any(cells):
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    if "decode" in found:
-        lines += ["", "| decoding | seconds per MR | times ours |", "|---|---|---|"]
-        timed = [row for row in found["decode"].values() if row["unit"] == "s/MR"]
-        lines += [f"| {row['name']} | {row['value']} | {row['ratio']} |" for row in timed]
+    for name, shape in (("decode", "Small"), ("decode-medium", "Medium")):
+        if name in found:
+            lines += ["", f"| decoding, {shape} | value | unit | times ours |", "|---|---|---|---|"]
+            decoding = [row for row in found[name].values() if row["unit"]]
+            lines += [f"| {row['name']} | {row['value']} | {row['unit']} | {row['ratio']} |" for row in decoding]
     return "\n".join(lines)
 
 

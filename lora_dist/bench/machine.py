@@ -3,17 +3,20 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from lora_dist.config import Precision
 from lora_dist.distributed.device import compute_precision, peak_memory
+from lora_dist.errors import UserError
 from lora_dist.model.base import DTYPES
 from lora_dist.model.kernels.select import kernels_for
+
+T = TypeVar("T")
 
 CEILING_SECONDS = 10.0
 """Time limit of `matmul_ceiling`: a CPU without bf16 takes seconds to emulate one product."""
@@ -81,6 +84,18 @@ def _measure(program: Callable[..., tuple[float, Any]], arguments: tuple[Any, ..
     seconds, result = program(*arguments)
     device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")  # type: ignore[no-untyped-call]
     return Measurement(seconds, peak_memory(device), result)
+
+
+def choose(programs: Mapping[str, T], chosen: Sequence[str]) -> dict[str, T]:
+    """Return the programs whose names begin in one of the ways `chosen`, or all if there are none.
+
+    Raises:
+        UserError: if no name begins in one of these ways.
+    """
+    for beginning in chosen:
+        if not any(name.startswith(beginning) for name in programs):
+            raise UserError(f"--programs {beginning} matches none of: " + "; ".join(programs))
+    return {name: program for name, program in programs.items() if not chosen or name.startswith(tuple(chosen))}
 
 
 def matmul_ceiling(precision: Precision, threads: int) -> float:

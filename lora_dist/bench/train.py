@@ -24,7 +24,15 @@ import numpy as np
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from lora_dist.bench.machine import Measurement, bench_device, matmul_ceiling, measure_apart, precisions, use_one_gpu
+from lora_dist.bench.machine import (
+    Measurement,
+    bench_device,
+    choose,
+    matmul_ceiling,
+    measure_apart,
+    precisions,
+    use_one_gpu,
+)
 from lora_dist.bench.models import save_model
 from lora_dist.bench.rows import Row
 from lora_dist.bench.stopwatch import StepTimes
@@ -105,7 +113,7 @@ def bench_train(
             for refs in (1, cfg.refs_per_mr if cfg.refs_per_mr > 1 else REFS_PER_MR)
         )
         every = _programs(*(_inputs(each, adapter, examples, gpt2, steps) for each in (exact, shared)), on_gpu=on_gpu)
-        programs = _choose(every, chosen)
+        programs = choose(every, chosen)
         found = _measure_all(programs, threads, 1 if on_gpu else CPU_ROUNDS)
     return _rows(programs, found, gpt2, threads)
 
@@ -150,18 +158,6 @@ def _programs(exact: TrainInputs, shared: TrainInputs, *, on_gpu: bool) -> dict[
     refs = shared.settings.train.refs_per_mr
     found[f"ours, {refs} references per MR, {best}"] = Program(ours, shared, (best, "auto"), best)
     return {name: program for name, program in found.items() if program.precision in measured}
-
-
-def _choose(programs: Mapping[str, Program], chosen: Sequence[str]) -> dict[str, Program]:
-    """Return the programs whose names begin in one of the ways `chosen`, or all if there are none.
-
-    Raises:
-        UserError: if no name begins in one of these ways.
-    """
-    for beginning in chosen:
-        if not any(name.startswith(beginning) for name in programs):
-            raise UserError(f"--programs {beginning} matches none of: " + "; ".join(programs))
-    return {name: program for name, program in programs.items() if not chosen or name.startswith(tuple(chosen))}
 
 
 def _measure_all(programs: Mapping[str, Program], threads: int, rounds: int) -> dict[str, Measurement]:

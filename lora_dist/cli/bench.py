@@ -43,8 +43,10 @@ class BenchDecodeCommand(ShapedCommand):
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
-    count: int = 32
-    """Meaning representations to decode, spread evenly over the test set."""
+    count: int | None = None
+    """Meaning representations to decode, spread evenly over the test set; None is all on a GPU and 32 on a CPU."""
+    programs: tuple[str, ...] = ()
+    """Measure only programs whose names begin so, such as "ours" "generate, batch 64"; by default all of them."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads of each program."""
 
@@ -110,8 +112,8 @@ def _decode(argv: Sequence[str]) -> Measured:
     from lora_dist.bench.decode import bench_decode
 
     command = parse(BenchDecodeCommand, "bench decode", argv)
-    rows = bench_decode(command.model, command.shape, command.data, command.decode, command.count, command.threads)
-    return rows, command.json
+    limits = command.count, command.threads, command.programs
+    return bench_decode(command.model, command.shape, command.data, command.decode, *limits), command.json
 
 
 def _epochs(argv: Sequence[str]) -> Measured:

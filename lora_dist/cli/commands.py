@@ -150,7 +150,7 @@ def report(argv: Sequence[str]) -> int:
 def generate(argv: Sequence[str]) -> int:
     """Print a sentence for each MR: generate RUN "name[The Eagle], food[French]" ..."""
     from lora_dist.data.e2e import format_mr, parse_mr
-    from lora_dist.decoding.decode import generate as generate_sentences
+    from lora_dist.decoding.decoder import generate as generate_sentences
     from lora_dist.decoding.derived_run import adapter_folder, source_settings
     from lora_dist.distributed.world import world
 

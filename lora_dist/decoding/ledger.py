@@ -38,6 +38,22 @@ def open_ledger(run: RunDir, signature: dict[str, Any]) -> dict[int, Found]:
     return done
 
 
+def resumed_chunk_tokens(run: RunDir, signature: Mapping[str, Any], size: int) -> int:
+    """Return the size of a chunk of an interrupted decoding that had halved `size` for want of memory, else `size`.
+
+    Args:
+        run: the run.
+        signature: signature of the decoding, without the size of a chunk.
+        size: tokens of a chunk to begin with.
+    """
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        head = json.loads((run.ledger(0).parent / "signature.json").read_bytes())
+        found = head.pop("chunk_tokens")
+        if head == dict(signature) and type(found) is int and any(found == size >> n for n in range(size.bit_length())):
+            return found
+    return size
+
+
 def append_to_ledger(run: RunDir, rank: int, found: Mapping[int, Found]) -> None:
     """Append the sentences of some MRs, by index, to the ledger of `rank`."""
     with run.ledger(rank).open("a", encoding="utf-8") as file:

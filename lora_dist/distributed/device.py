@@ -107,3 +107,8 @@ def peak_memory(device: torch.device) -> int:
     # Not getrusage, whose maximum includes that of the parent process.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) * 1024
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Return the bytes that a GPU has, free or not; None for a CPU, whose memory processes share."""
+    return None if device.type == "cpu" else int(torch.cuda.get_device_properties(device).total_memory)

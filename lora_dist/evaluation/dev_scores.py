@@ -8,7 +8,9 @@ from pathlib import Path
 from lora_dist.config import Settings
 from lora_dist.data.e2e import group_by_mr, load_split, one_line
 from lora_dist.data.tokens import encode_prompts
-from lora_dist.decoding.decode import check_groups, decode_shard, load_decoder
+from lora_dist.decoding.decode import check_groups
+from lora_dist.decoding.decoder import load_decoder
+from lora_dist.decoding.shard import chunk_tokens, decode_shard, smaller_chunk_tokens, smallest_memory
 from lora_dist.distributed.collectives import SharedCounter, first_on_node, gather_by_index, on_main
 from lora_dist.distributed.consistency import require_agreement, require_shared
 from lora_dist.distributed.world import World
@@ -33,6 +35,7 @@ class DevScorer:
             UserError: on every rank, if it cannot be read or decoded.
         """
         self._settings, self._world = settings, world
+        self._chunk_tokens = 0  # of the first scoring, or smaller if it did not fit
         self._groups = group_by_mr(first_on_node(world, lambda: load_split(settings.data, "dev")))
         first_on_node(world, lambda: check_groups(settings, self._groups))
 
@@ -58,7 +61,12 @@ class DevScorer:
         decoder = first_on_node(world, lambda: load_decoder(self._settings, adapter, world.device))
         prompts = encode_prompts(decoder.tokenizer, [group.mr for group in self._groups])
         asking = SharedCounter(world)
-        found = decode_shard(decoder, prompts, {}, world, lambda: asking.add(int(asked())) > 0)
+        memory = smallest_memory(world)
+        self._chunk_tokens = self._chunk_tokens or chunk_tokens(decoder.settings, decoder.model, prompts, memory)
+        while (
+            found := decode_shard(decoder, prompts, self._chunk_tokens, {}, world, lambda: asking.add(int(asked())) > 0)
+        ) is None:
+            self._chunk_tokens = smaller_chunk_tokens(self._settings.decode, prompts, self._chunk_tokens)
         end_if_asked()
         return [best for (best, _), *_ in gather_by_index(world, found, len(prompts))]
 

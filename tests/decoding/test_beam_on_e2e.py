@@ -12,8 +12,8 @@ from lora_dist.config import DataSettings, DecodeSettings, ModelSettings
 from lora_dist.data.e2e import group_by_mr, load_split
 from lora_dist.data.tokens import encode_prompts
 from lora_dist.decoding.beam_search import beam_search
-from lora_dist.decoding.decode import chunks
 from lora_dist.decoding.kv_cache import lay_out
+from lora_dist.decoding.shard import chunks
 from lora_dist.model.adapter import load_merged
 
 CLOSE = 1e-5  # two sentences whose scores differ by less are equally good

@@ -16,8 +16,10 @@ from lora_dist.config import DecodeSettings
 from lora_dist.config_io import read_settings
 from lora_dist.data.tokens import encode_prompts
 from lora_dist.decoding.beam_search import beam_search
-from lora_dist.decoding.decode import chunk_tokens, chunks, load_decoder
+from lora_dist.decoding.decoder import load_decoder
 from lora_dist.decoding.kv_cache import lay_out
+from lora_dist.decoding.shard import chunk_tokens, chunks, smaller_chunk_tokens
+from lora_dist.errors import UserError
 from lora_dist.model.kernels import cpu, cuda
 from lora_dist.model.kernels.select import Kernels
 from lora_dist.run_dir import RunDir
@@ -43,8 +45,10 @@ def test_the_tokens_of_a_chunk_are_as_set_or_a_constant_of_the_kind_of_device(
     gpt2: GPT2LMHeadModel, kernels: Kernels
 ) -> None:
     model = replace(lay_out(gpt2), kernels=kernels)
-    assert chunk_tokens(DecodeSettings(batch_tokens=77), model) == 77
-    assert chunk_tokens(DecodeSettings(), model) == kernels.CHUNK_TOKENS > 10_000
+    asked = [[1, 2, 3]] * 4000
+    for memory in (None, 2**40):
+        assert chunk_tokens(DecodeSettings(batch_tokens=77), model, asked, memory) == 77
+        assert chunk_tokens(DecodeSettings(), model, asked, memory) == kernels.CHUNK_TOKENS > 10_000
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +92,69 @@ def test_a_ledger_under_another_size_of_a_chunk_is_not_mixed_in(copy: Path, monk
     assert "not decoded again" not in run.outputs_text.read_text()
 
 
+def test_a_chunk_that_a_small_gpu_cannot_hold_is_halved_before_it_is_tried(gpt2: GPT2LMHeadModel) -> None:
+    model, asked = replace(lay_out(gpt2), kernels=cuda), [[1, 2, 3]] * 4000
+    sizes = [chunk_tokens(DecodeSettings(), model, asked, memory) for memory in (2**40, 2**30, 2**27, 1)]
+    assert sizes[0] == cuda.CHUNK_TOKENS
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(cuda.CHUNK_TOKENS % size == 0 for size in sizes)
+    assert max(map(len, chunks([3] * 4000, 640, sizes[-1]))) == 1
+
+
+def test_a_chunk_that_did_not_fit_is_halved_until_it_has_fewer_prompts(caplog: pytest.LogCaptureFixture) -> None:
+    settings, asked = DecodeSettings(num_beams=2, max_new_tokens=5), [[1, 2, 3]] * 6
+    # 13 tokens per prompt: 4, 2 and 1 at a time instead of all 6
+    assert [smaller_chunk_tokens(settings, asked, size) for size in (1024, 64, 32)] == [64, 32, 16]
+    with pytest.raises(UserError, match=r"--decode\.num-beams is 2: the device has not enough memory for one"):
+        smaller_chunk_tokens(settings, asked, 16)
+    assert "out of memory: decoding in chunks of 64 tokens instead of 1024" in caplog.text
+
+
+class Killed(BaseException):
+    """What a kill is to the code that it ends."""
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_out_of_memory_halves_the_chunks_and_the_signature_says_so(
+    interrupted: bool, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted decoding resumes with the halved chunks; the sentences are those of chunks that were set so."""
+    expected = decode(copy, "--decode.batch-tokens", "100")
+    outputs = RunDir(copy).outputs.read_bytes()
+    monkeypatch.setattr(cpu, "CHUNK_TOKENS", 200)
+    searched: list[int] = []
+
+    def limited(model: Any, asked: Any, *rest: Any) -> Any:
+        searched.append(len(asked))
+        if len(asked) > 1:
+            raise torch.OutOfMemoryError
+        if interrupted and len(searched) == 5:
+            raise Killed
+        return beam_search(model, asked, *rest)
+
+    monkeypatch.setattr("lora_dist.decoding.decoder.beam_search", limited)
+    if interrupted:
+        with pytest.raises(Killed):
+            decode(copy)
+        searched.clear()
+    signature = decode(copy)
+    assert signature["chunk_tokens"] == expected["chunk_tokens"] == 100
+    assert RunDir(copy).outputs.read_bytes() == outputs
+    assert (max(searched) == 1) == interrupted
+
+
 def test_less_free_memory_and_more_processes_change_no_chunk(
     gpt2: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import psutil
 
     model = lay_out(gpt2)
-    before = chunk_tokens(DecodeSettings(), model)
+    before = chunk_tokens(DecodeSettings(), model, [[1, 2, 3]] * 4000, None)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1, total=1, free=1))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1, 1))
     monkeypatch.setenv("WORLD_SIZE", "64")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    assert chunk_tokens(DecodeSettings(), model) == before
+    assert chunk_tokens(DecodeSettings(), model, [[1, 2, 3]] * 4000, None) == before
 
 
 def test_run_decodes_as_decode_does_whatever_the_training_set(
@@ -113,7 +168,7 @@ def test_run_decodes_as_decode_does_whatever_the_training_set(
         found.append((torch.are_deterministic_algorithms_enabled(), attention, torch.backends.cudnn.benchmark))
         return beam_search(*arguments)
 
-    monkeypatch.setattr("lora_dist.decoding.decode.beam_search", searching)
+    monkeypatch.setattr("lora_dist.decoding.decoder.beam_search", searching)
     # First, as it imports `score_run` and would keep the replacement.
     monkeypatch.setattr("lora_dist.report.write.write_report", lambda *_: "")
     monkeypatch.setattr("lora_dist.evaluation.scoring.score_run", lambda _: {})

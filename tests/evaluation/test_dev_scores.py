@@ -17,7 +17,7 @@ from lora_dist.cli.main import main
 from lora_dist.config import DataSettings
 from lora_dist.config_io import read_config
 from lora_dist.data.e2e import FILES, Example, group_by_mr, load_split, write_csv
-from lora_dist.decoding import decode
+from lora_dist.decoding import decoder
 from lora_dist.decoding.beam_search import beam_search
 from lora_dist.errors import INTERRUPTED, UserError
 from lora_dist.evaluation import dev_scores
@@ -102,7 +102,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return beam_search(*parameters)
 
-    monkeypatch.setattr(decode, "beam_search", search)
+    monkeypatch.setattr(decoder, "beam_search", search)
 
 
 def test_the_scores_are_those_of_the_dev_set_decoded_by_decode_with_the_epochs_adapter(
@@ -147,7 +147,7 @@ def test_the_search_has_torchs_default_kernels_and_the_training_keeps_its_own(
         found.append((torch.are_deterministic_algorithms_enabled(), attention))
         return beam_search(*parameters)
 
-    monkeypatch.setattr(decode, "beam_search", search)
+    monkeypatch.setattr(decoder, "beam_search", search)
     assert main([*arguments, *SCORED, "--train.epochs", "1", "--out", str(tmp_path / "run")]) == 0
     assert found == [(False, True)]
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.launched
 BEST = ("--train.score-dev", "epoch", "--train.select", "best")
 SIGNAL_TO_RANK_1 = """
 import signal, time
-from lora_dist.decoding.decode import Decoder
+from lora_dist.decoding.decoder import Decoder
 
 sentences = Decoder.sentences
 

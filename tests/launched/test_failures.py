@@ -35,7 +35,7 @@ from launching import (
 )
 
 from lora_dist.cli.main import main
-from lora_dist.decoding import decode
+from lora_dist.decoding import decoder
 from lora_dist.decoding.beam_search import beam_search
 from lora_dist.errors import INTERRUPTED
 from lora_dist.run_dir import RunDir
@@ -145,7 +145,7 @@ def test_a_signal_ends_a_decoding_after_its_chunk_and_no_chunk_is_decoded_twice(
             os.kill(os.getpid(), signal.SIGTERM)
         return beam_search(*arguments)
 
-    monkeypatch.setattr(decode, "beam_search", counted)
+    monkeypatch.setattr(decoder, "beam_search", counted)
     assert main(["decode", str(run.root), *few]) == INTERRUPTED
     assert "SIGTERM ended the decoding" in capsys.readouterr().err
     assert len(chunks) == 3

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,8 +157,10 @@ def test_scope_all_is_transformers_generate_on_a_gpu(early_stopping: str, shared
         pad_token_id=eos,
     )
     expected = [generate(gpt2, prompt, config) for prompt in prompts]
-    found = beam_search(lay_out(gpt2), prompts, settings, eos)
+    model = lay_out(gpt2)
+    found = beam_search(model, prompts, settings, eos)
     assert [sentences[0].tokens for sentences in found] == expected
+    assert beam_search(replace(model, captured=False), prompts, settings, eos) == found  # to the bit
 
 
 def generate(gpt2: GPT2LMHeadModel, prompt: list[int], config: GenerationConfig) -> list[int]:
