@@ -67,11 +67,11 @@ def start(prompts: Sequence[Sequence[int]], settings: DecodeSettings, device: to
     shape, longest = (len(prompts), settings.num_beams), settings.max_new_tokens
     scope = prompts if settings.ngram_scope == "all" else [[] for _ in prompts]
     width = max(map(len, scope)) + longest
-    told = torch.tensor([[-1] * (width - len(text)) + list(text) for text in scope], dtype=torch.long, device=device)
+    texts = torch.tensor([[-1] * (width - len(text)) + list(text) for text in scope], dtype=torch.long, device=device)
     return Beams(
         rows=torch.arange(len(prompts), device=device),
         running=torch.zeros(shape, device=device),
-        history=told[:, None].repeat(1, shape[1], 1),
+        history=texts[:, None].repeat(1, shape[1], 1),
         finished=torch.full(shape, -torch.inf, device=device),
         sentences=torch.zeros(*shape, longest, dtype=torch.long, device=device),
         lengths=torch.zeros(shape, dtype=torch.long, device=device),
