@@ -15,7 +15,7 @@ from lora_dist.evaluation.stored import read_scores, read_sentence_scores
 from lora_dist.files import read_json
 from lora_dist.metrics.readers import Instances
 from lora_dist.metrics.suite import METRICS
-from lora_dist.report.published import PUBLISHED_MODELS
+from lora_dist.report.published import SIZES
 from lora_dist.run_dir import RunDir
 from lora_dist.run_guard import require_writable
 from lora_dist.training.log_rows import DEV, read_log
@@ -129,7 +129,7 @@ class Result:
         found = []
         if not self.trained_here:
             found.append("trained elsewhere with unknown settings")
-        if self.settings.model.name.removeprefix("openai-community/") not in PUBLISHED_MODELS:
+        if self.settings.model.name.removeprefix("openai-community/") not in SIZES:
             found.append(f"the base model is {self.base}, not GPT-2")
         if self.settings.train.max_steps is not None or self.settings.data.limit_train is not None:
             found.append("trained for fewer steps or on fewer examples than the paper's five epochs")

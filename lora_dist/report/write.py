@@ -8,6 +8,7 @@ from lora_dist.report.configurations import configurations, one_per_adapter
 from lora_dist.report.epochs import epoch_table
 from lora_dist.report.page import provenance, render_page
 from lora_dist.report.plots import Plot, make_plots
+from lora_dist.report.published import Choice
 from lora_dist.report.results import Result, load_results
 from lora_dist.report.tables import (
     Table,
@@ -26,10 +27,15 @@ from lora_dist.run_guard import has_content, is_run, require_folder, require_wri
 TITLE = "LoRA on GPT-2: the E2E NLG Challenge"
 
 
-def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
+def write_report(runs: Sequence[RunDir], target: RunDir, published: Choice = "all") -> str:
     """Write report.md, report.html and the plots for `runs` to `target`; return Table 3 and the paths.
 
     Runs that have not been scored since they were decoded are scored first.
+
+    Args:
+        runs: the runs.
+        target: where the report is written.
+        published: published rows in Tables 3 and 4.
 
     Raises:
         UserError: if a folder is not a run, a run has not been decoded, or `target` cannot be written to, or is neither
@@ -38,10 +44,11 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
     check_report_folder(target)
     results = load_results(list({run.root.resolve(): run for run in runs}.values()))
     groups = configurations(one_per_adapter(results))
-    scores, decodings, epochs = score_table(groups), decoding_table(results), epoch_table(results)
+    scores = score_table(groups, published)
+    decodings, epochs = decoding_table(results), epoch_table(results)
     tables = [
         scores,
-        improvement_table(groups),
+        improvement_table(groups, published),
         adapter_table(groups),
         hyperparameter_table(groups),
         cost_table(groups),
