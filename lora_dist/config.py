@@ -79,6 +79,8 @@ class DataSettings:
 
     dir: Path | None = None
     """Folder with trainset.csv, devset.csv and testset_w_refs.csv; None reads tuetschek/e2e_nlg from the hub."""
+    corpus: Literal["e2e", "cleaned"] = "e2e"
+    """e2e: those files, of E2E or of data in its format. cleaned: the cleaned corpus (Dusek et al. 2019), its files."""
     limit_train: int | None = None
     """Train on the first N examples only; None uses all of them."""
 

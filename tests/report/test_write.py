@@ -67,6 +67,22 @@ def test_a_run_that_is_not_comparable_with_the_paper_has_a_footnote(
     assert [line for line in lines if ", improved [a] |" in line]
 
 
+@pytest.mark.parametrize("corpus", ["own data", "E2E cleaned"])
+def test_there_are_no_published_scores_next_to_a_run_on_another_corpus(corpus: str, tmp_path: Path) -> None:
+    run = made_run(tmp_path / "mine", official=False, corpus=corpus)
+    write_report([run], run)
+    text = run.report_markdown.read_text()
+    assert f"the test set is {corpus}, not E2E's, so published scores are left out" in text
+    assert "paper |" not in text.split("## Table 1")[0]
+    assert "## Table 4" not in text
+
+
+def test_runs_on_different_corpora_are_not_reported_together(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / "a", corpus="E2E"), made_run(tmp_path / "b", official=False, corpus="E2E cleaned")]
+    with pytest.raises(UserError, match=r"a is on E2E and .*b on E2E cleaned, whose scores do not compare: write a"):
+        write_report(runs, RunDir(tmp_path / "report"))
+
+
 def test_a_file_as_the_target_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file is a file: name a folder"):
