@@ -132,7 +132,7 @@ class TrainSettings:
     """epoch: after each epoch, decode the dev set as the test set will be, log its scores, and keep the adapter."""
     select: Literal["last", "best"] = "last"
     """Epoch whose adapter is the result: the last, or the one with the best dev BLEU (see --train.score-dev)."""
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Experiment tracker to log to in addition to metrics.jsonl."""
 
     def __post_init__(self) -> None:
