@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import ROOT, attempt, train_arguments
@@ -45,7 +46,11 @@ def test_trackio_gets_the_rows_of_metrics_jsonl_and_its_folder_is_printed(
     (package / "__init__.py").write_text(STAND_IN)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: trackio\nVersion: 0.43.0\n")
     calls, run = tmp_path / "calls.jsonl", RunDir(tmp_path / "run")
-    environment = {"PYTHONPATH": f"{package.parent}:{ROOT}", "CALLS": str(calls), "TRACKIO_DIR": str(tmp_path / "logs")}
+    environment: dict[str, Any] = {
+        "PYTHONPATH": f"{package.parent}:{ROOT}",
+        "CALLS": str(calls),
+        "TRACKIO_DIR": str(tmp_path / "logs"),
+    }
     arguments = [*train_arguments(tiny_gpt2, corpus), "--train.tracker", "trackio", "--out", run.root]
     result = attempt("train", *arguments, **environment)
     assert result.returncode == 0, result.stderr
