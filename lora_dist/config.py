@@ -79,6 +79,8 @@ class DataSettings:
 
     dir: Path | None = None
     """Folder with trainset.csv, devset.csv and testset_w_refs.csv; None reads tuetschek/e2e_nlg from the hub."""
+    corpus: Literal["e2e", "cleaned"] = "e2e"
+    """e2e: those files, of E2E or of data in its format. cleaned: the cleaned corpus (Dusek et al. 2019), its files."""
     limit_train: int | None = None
     """Train on the first N examples only; None uses all of them."""
 
@@ -130,7 +132,7 @@ class TrainSettings:
     """epoch: after each epoch, decode the dev set as the test set will be, log its scores, and keep the adapter."""
     select: Literal["last", "best"] = "last"
     """Epoch whose adapter is the result: the last, or the one with the best dev BLEU (see --train.score-dev)."""
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Experiment tracker to log to in addition to metrics.jsonl."""
 
     def __post_init__(self) -> None:

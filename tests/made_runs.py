@@ -33,6 +33,7 @@ def made_run(
     mrs: Sequence[str] = MRS,
     adapter: str = "",
     official: bool = True,
+    corpus: str | None = None,
     bleu: str = "mteval-v13a-sig.pl, case-insensitive",
     dev_bleus: Sequence[float] = (),
 ) -> RunDir:
@@ -46,6 +47,7 @@ def made_run(
         mrs: of the test set.
         adapter: content of the adapter file; if empty, each folder has its own.
         official: whether these were the official test set.
+        corpus: name of the corpus; None leaves it out, as earlier versions did.
         bleu: what computed BLEU.
         dev_bleus: BLEU of the dev set after each epoch, as without Java; the adapter is that of the best.
     """
@@ -80,6 +82,7 @@ def made_run(
         "test_data": "e" * 64,
         "official_test_set": official,
         "versions": {"torch": "2.13.0"},
+        **({} if corpus is None else {"corpus": corpus}),
     }
     write_json(run.decode_signature, decoding)
     write_json(run.decode_timing, {"sentences": 3, "seconds": 1.5, **world})

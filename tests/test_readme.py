@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from lora_dist.cli import arguments, bench
 from lora_dist.cli.main import COMMANDS
 from lora_dist.cli.parsing import parse, parse_with_preset
+from lora_dist.config import Settings
 from lora_dist.workflows.settings import ReproduceCommand
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +82,16 @@ def test_a_documented_command_is_understood(page: str, command: str) -> None:
         script = next(index for index, word in enumerate(words) if word.startswith("launch/"))
         if rest := words[script + 1 :]:
             check(["run", *rest])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_every_setting_and_extra_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    settings = Settings()
+    for section, name in re.findall(r"--(model|lora|data|train|decode)\.([a-z][a-z-]*)", text):
+        assert name.removeprefix("no-").replace("-", "_") in {f.name for f in fields(getattr(settings, section))}, name
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(re.findall(r"lora-dist\[([a-z]+)\]", text)) <= set(project["optional-dependencies"])
 
 
 def test_commands_are_found() -> None:

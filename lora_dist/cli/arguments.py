@@ -150,6 +150,9 @@ class ReportCommand(LogSettings):
     """Folder for report.md and report.html; None is the first run's."""
     compare: bool = False
     """Print the differences of two runs instead: settings, scores with a paired test, and sentences."""
+    published: Literal["paper", "all", "none"] = "all"
+    """Published scores next to the runs: the paper's only, those of other methods on the same base model too, or
+    none."""
     push: str | None = None
     """Also upload the adapter of a single run, with its model card, to this repository on the Hugging Face hub."""
 

@@ -139,7 +139,7 @@ def report(argv: Sequence[str]) -> int:
         return 0
     from lora_dist.report.write import write_report
 
-    print(write_report(runs, RunDir(command.out or command.runs[0])))
+    print(write_report(runs, RunDir(command.out or command.runs[0]), command.published))
     if command.push is not None:
         from lora_dist.evaluation.model_card import push
 

@@ -6,38 +6,31 @@ Many examples share an MR, which is decoded once and scored against all its refe
 
 import csv
 import hashlib
-import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from lora_dist.config import DataSettings
+from lora_dist.data.corpora import CLEANED, E2E, OWN, Corpus
+from lora_dist.data.corpora import FILES as FILES
+from lora_dist.data.corpora import SPLITS as SPLITS
+from lora_dist.data.corpora import Split as Split
+from lora_dist.data.csv_files import decode_text, read_pairs, records
 from lora_dist.errors import UserError
 
-Split = Literal["train", "dev", "test"]
-SPLITS: tuple[Split, ...] = ("train", "dev", "test")
-FILES: dict[Split, str] = {"train": "trainset.csv", "dev": "devset.csv", "test": "testset_w_refs.csv"}
-
-_HUB_NAME = "tuetschek/e2e_nlg"
 _HUB_SPLITS: dict[Split, str] = {"train": "train", "dev": "validation", "test": "test"}
-_ORIGINAL = "the CSV files of github.com/tuetschek/e2e-dataset"
+_CLEANED_COLUMNS = {"fixed", "orig_mr", "gem_id"}
 
-# `fingerprint` of the corpus as published: 42,061, 4,672 and 4,693 rows.
+# `fingerprint` of the corpus as published.
 _OFFICIAL_SHA256: dict[Split, str] = {
     "train": "c2c83bccb291c517b5abbff8505066876197b3df37cafd05073014345cfef59a",
     "dev": "57f23b5e5f173099cb33a96bfaf74a62e41e4e3dd61daca5bf708051a39eea70",
     "test": "e36388a99830d028bb096cd867ceacaf0192b5c9943d246dd1ece949bce4df53",
 }
 _OFFICIAL_MRS: dict[Split, int] = {"train": 4862, "dev": 547, "test": 630}
-
-# The cleaned corpus (github.com/tuetschek/e2e-cleaning, GEM/e2e_nlg) has other MRs and references under the same file
-# names, and as many test rows. Scores on it look plausible but are not comparable with published ones.
-_CLEANED_COLUMNS = {"fixed", "orig_mr", "gem_id"}
-_CLEANED_ROWS: dict[Split, int] = {"train": 33525, "dev": 4299, "test": 4693}
 
 
 @dataclass(frozen=True)
@@ -63,105 +56,75 @@ def load_split(data: DataSettings, split: Split) -> list[Example]:
     the hub may download: call this through `collectives.first_on_node`.
 
     Raises:
-        UserError: if files or hub cannot be read, or their format is not that of the original E2E corpus.
+        UserError: if files or hub cannot be read, or are not those of the corpus.
     """
+    corpus = CLEANED if data.corpus == "cleaned" else E2E
     if data.dir is None:
-        examples = _read_hub(split)
+        where, examples = f"{corpus.hub} on the hub", _read_hub(corpus, split)
     elif os.path.isdir(data.dir):  # Path.is_dir raises if a parent folder is not accessible
-        examples = _read_csv(data.dir / FILES[split])
-        if len(examples) == _CLEANED_ROWS[split] and len({e.mr for e in examples}) != _OFFICIAL_MRS[split]:
-            raise _cleaned(f"{data.dir / FILES[split]} has {len(examples)} rows")
+        where, examples = str(data.dir / corpus.files[split]), _read_csv(data.dir / corpus.files[split], corpus)
     else:
-        raise UserError(f"--data.dir {data.dir} is not a folder: give the folder with {_ORIGINAL}")
+        raise UserError(f"--data.dir {data.dir} is not a folder: give the folder with {corpus.source}")
+    if corpus is CLEANED and len(examples) != CLEANED.rows[split]:
+        raise UserError(
+            f"{where} has {len(examples):,} rows, the cleaned E2E corpus {CLEANED.rows[split]:,}: use {CLEANED.source}"
+        )
+    if corpus is E2E and len(examples) == CLEANED.rows[split] and len({e.mr for e in examples}) != _OFFICIAL_MRS[split]:
+        raise _cleaned(f"{where} has {len(examples)} rows")
     return examples[: data.limit_train] if split == "train" else examples
 
 
 def _cleaned(evidence: str) -> UserError:
     return UserError(
         f"{evidence}, as in the cleaned E2E corpus (e2e_nlg_cleaned, GEM/e2e_nlg), whose scores do not compare with "
-        f"the paper's: use {_ORIGINAL}"
+        f"the paper's: use {E2E.source}, or --data.corpus cleaned for that corpus"
     )
 
 
-def _read_hub(split: Split) -> list[Example]:
+def _read_hub(corpus: Corpus, split: Split) -> list[Example]:
     from datasets import load_dataset  # takes seconds to import, and CSV files do not need it
 
     try:
         # The hub's own branch of Parquet files: the main branch is a loading script, which datasets no longer runs.
-        columns = load_dataset(_HUB_NAME, revision="refs/convert/parquet", split=_HUB_SPLITS[split])[:]
+        columns = load_dataset(corpus.hub, revision="refs/convert/parquet", split=_HUB_SPLITS[split])[:]
     except Exception as error:  # from datasets, huggingface_hub or the HTTP client: the remedy is the same
-        here = f", which the folder {os.path.abspath(_HUB_NAME)} hides" if os.path.isdir(_HUB_NAME) else ""
+        here = f", which the folder {os.path.abspath(corpus.hub)} hides" if os.path.isdir(corpus.hub) else ""
         raise UserError(
-            f"{_HUB_NAME} cannot be read from the hub{here} ({type(error).__name__}: {one_line(str(error))}): "
-            f"give --data.dir a folder with {_ORIGINAL}"
+            f"{corpus.hub} cannot be read from the hub{here} ({type(error).__name__}: {one_line(str(error))}): "
+            f"give --data.dir a folder with {corpus.source}"
         ) from error
     rows = zip(columns["meaning_representation"], columns["human_reference"], strict=True)
     return [Example(mr, reference) for mr, reference in rows]
 
 
-def _read_csv(path: Path) -> list[Example]:
-    records = _records(path, _read_text(path))
-    line, header = next(records, (1, []))
-    _check_header(f"{path}, line {line}", [name.strip() for name in header])
-    examples = []
-    for line, row in records:
-        if len(row) != 2:
-            raise UserError(
-                f"{path}, line {line}: {len(row)} columns, not mr and ref: put a cell that has a comma in double quotes"
-            )
-        for name, cell in zip(("mr", "ref"), row, strict=True):
-            if not one_line(cell):
-                raise UserError(f"{path}, line {line}: the {name} cell is empty ({cell!r}): fill it or delete the row")
-        examples.append(Example(*row))
-    if not examples:
-        raise UserError(f"{path} has no rows under its header: use {_ORIGINAL}")
-    return examples
-
-
-def _read_text(path: Path) -> str:
+def _read_csv(path: Path, corpus: Corpus) -> list[Example]:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}): --data.dir is a folder with {', '.join(FILES.values())}, "
-            f"{_ORIGINAL} (its testset.csv has no references)"
+            f"{path} cannot be read ({error.strerror}): --data.dir is a folder with "
+            f"{', '.join(corpus.files.values())}, {corpus.source}"
+            + (" (its testset.csv has no references)" if corpus is E2E else "")
         ) from error
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8: save the file as UTF-8"
-        ) from error
+    text = decode_text(path, data)
+    line, cells = next(records(path, text), (1, []))
+    header = [name.strip() for name in cells]
+    _check_header(f"{path}, line {line}", header, corpus)
+    pairs = read_pairs(path, text, (header.index("mr"), header.index("ref")), len(header))
+    if not pairs:
+        raise UserError(f"{path} has no rows under its header: use {corpus.source}")
+    return [Example(*pair) for pair in pairs]
 
 
-def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the CSV records of `text`, each with the line number where it starts, skipping blank lines."""
-    # StringIO ends a line at a line feed only; str.splitlines would also split references at U+2028 and others.
-    # strict, because a quote that is never closed would otherwise silently swallow the rest of the file.
-    reader = csv.reader(io.StringIO(text), strict=True)
-    line = 1
-    try:
-        for row in reader:
-            if row:
-                yield line, row
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {line}: not CSV ({error}): end lines with \\n or \\r\\n, close each quoted cell, "
-            "and write a double quote inside one twice"
-        ) from error
-
-
-def _check_header(where: str, header: list[str]) -> None:
-    if _CLEANED_COLUMNS & set(header):
+def _check_header(where: str, header: list[str], corpus: Corpus) -> None:
+    if corpus is E2E and _CLEANED_COLUMNS & set(header):
         raise _cleaned(f"{where}: the columns are {', '.join(header)}")
     if header in (["mr"], ["MR"]):
         raise UserError(f"{where}: there is no column ref, as in testset.csv: use {FILES['test']}, with references")
     if not header:
-        raise UserError(f"{where}: the file is empty: use {_ORIGINAL}")
-    if header != ["mr", "ref"]:
-        raise UserError(f"{where}: the columns are {', '.join(header)}, not mr, ref: use {_ORIGINAL}")
+        raise UserError(f"{where}: the file is empty: use {corpus.source}")
+    if header != ["mr", "ref"] and not (corpus is CLEANED and {"mr", "ref"} <= set(header)):
+        raise UserError(f"{where}: the columns are {', '.join(header)}, not mr, ref: use {corpus.source}")
 
 
 def write_csv(path: Path, examples: Iterable[Example]) -> None:
@@ -184,6 +147,13 @@ def fingerprint(examples: Sequence[Example]) -> str:
 def is_official(split: Split, examples: Sequence[Example]) -> bool:
     """Return whether these are exactly the published rows of the split, in order."""
     return fingerprint(examples) == _OFFICIAL_SHA256[split]
+
+
+def corpus_name(data: DataSettings, test: Sequence[Example]) -> str:
+    """Name the corpus by its whole test set: E2E, E2E cleaned, or own data."""
+    if data.corpus == "cleaned":
+        return CLEANED.name
+    return E2E.name if is_official("test", test) else OWN
 
 
 def group_by_mr(examples: Iterable[Example]) -> list[Group]:

@@ -14,6 +14,7 @@ from lora_dist.config_io import as_options, to_json, versions
 from lora_dist.data.e2e import (
     Example,
     Group,
+    corpus_name,
     fingerprint,
     group_by_mr,
     is_official,
@@ -63,6 +64,7 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
     groups = group_by_mr(examples)[: settings.decode.limit]
     decoder = first_on_node(world, lambda: load_decoder(settings, run.adapter, world.device))
     signature = _signature(decoder, run, examples, groups)
+    signature |= {"corpus": corpus_name(settings.data, examples)}
     files = {"the adapter's SHA-256": signature["adapter"], "the base model's fingerprint": signature["base"]}
     files |= {"the test set's fingerprint": signature["test_data"]}
     require_agreement(world, {**as_options(settings, "decode"), **files, **versions()})

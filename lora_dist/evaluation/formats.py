@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from lora_dist.data.corpora import E2E
 from lora_dist.data.e2e import one_line
 from lora_dist.metrics.readers import Instances
 from lora_dist.metrics.suite import METRICS
@@ -34,6 +35,10 @@ def scores_table(scores: Mapping[str, Any]) -> str:
     if slots := scores.get("slot_error_rate"):
         lines.append(_slot_line(slots))
     signature = [f"  {key}: {value}" for key, value in scores["signature"].items() if key != "decode"]
+    if corpus := scores["signature"].get("decode", {}).get("corpus"):
+        signature.append(
+            f"  test set: {corpus}" + ("" if corpus == E2E.name else ", not comparable with scores on E2E")
+        )
     return "\n".join([*lines, *signature])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_dist.config import Settings
 from lora_dist.config_io import as_options, command_line, from_json, read_config
+from lora_dist.data.corpora import CLEANED, E2E
 from lora_dist.errors import UserError
 from lora_dist.files import read_json, write_text
 from lora_dist.metrics.suite import METRICS
@@ -41,10 +42,11 @@ def render_card(config: dict[str, Any], scores: dict[str, Any]) -> str:
     signature = json.dumps(scores["signature"], indent=2, ensure_ascii=False)
     trained_here = config["world"] is not None
     training = f"Trained by `lora-dist {command_line(settings)}`" if trained_here else "Trained elsewhere"
+    corpus = scores["signature"].get("decode", {}).get("corpus", E2E.name)
     return f"""---
-{_front_matter(settings)}---
+{_front_matter(settings, corpus)}---
 
-# LoRA on {settings.model.name} for the E2E NLG Challenge
+# LoRA on {settings.model.name} for {"the E2E NLG Challenge" if corpus == E2E.name else corpus}
 
 The model writes one sentence for a meaning representation. The prompt is `name[The Eagle], food[French] <|ref|>`.
 `<|ref|>` is a token added to GPT-2's vocabulary. Its frozen embedding is stored next to the adapter in
@@ -70,16 +72,17 @@ Scores are comparable only if their signatures are equal:
 {option_rows}"""
 
 
-def _front_matter(settings: Settings) -> str:
+def _front_matter(settings: Settings, corpus: str) -> str:
     """Return the Hub's metadata of the model as YAML."""
     on_hub = not os.path.exists(settings.model.name)
+    datasets = [each.hub for each in (E2E, CLEANED) if each.name == corpus]
     metadata: dict[str, Any] = {
         **({"base_model": settings.model.name} if on_hub else {}),
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "language": ["en"],
-        "datasets": ["tuetschek/e2e_nlg"],
-        "tags": ["lora", "data-to-text", "e2e-nlg"],
+        **({"datasets": datasets} if datasets else {}),
+        "tags": ["lora", "data-to-text", *(["e2e-nlg"] if datasets else [])],
     }
     # JSON is valid YAML, and its quotes keep a name with a colon a string.
     return "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in metadata.items())

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from lora_dist.data.corpora import E2E
 from lora_dist.metrics.slots.errors import ATTRIBUTES
 from lora_dist.metrics.suite import METRICS
 from lora_dist.report.configurations import Configuration
@@ -29,7 +30,8 @@ def plot_scores(configurations: Sequence[Configuration]) -> Figure:
     figure = Figure(figsize=(FIGURE_WIDTH, 3.6), layout="constrained")
     panels = figure.subplots(1, len(METRICS))
     for column, (panel, metric) in enumerate(zip(panels, METRICS, strict=True)):
-        _draw_paper_lines(panel, column)
+        if on_e2e(configurations):
+            _draw_paper_lines(panel, column)
         for place, c in enumerate(configurations):
             color = _color(place)
             for offset, result in zip(_offsets(len(c.results)), c.results, strict=True):
@@ -51,7 +53,7 @@ def plot_size(configurations: Sequence[Configuration]) -> Figure:
     panels = figure.subplots(1, len(METRICS))
     for column, (panel, metric) in enumerate(zip(panels, METRICS, strict=True)):
         for published in PAPER:
-            if published.name in TRAINABLE:
+            if published.name in TRAINABLE and on_e2e(configurations):
                 panel.plot(TRAINABLE[published.name], published.scores[column], "s", color=FOREGROUND, markersize=4)
         for place, c in enumerate(configurations):
             std = (c.std() or (0.0,) * len(METRICS))[column]
@@ -62,7 +64,8 @@ def plot_size(configurations: Sequence[Configuration]) -> Figure:
         panel.set_xlim(10 ** math.floor(math.log10(min(counts))), 10 ** math.ceil(math.log10(max(counts))))
         panel.set_title(metric)
         panel.set_xlabel("trainable params")
-    panels[0].plot([], [], "s", color=FOREGROUND, markersize=4, label="paper")
+    if on_e2e(configurations):
+        panels[0].plot([], [], "s", color=FOREGROUND, markersize=4, label="paper")
     _draw_legend(figure, panels[0], configurations)
     return figure
 
@@ -154,6 +157,11 @@ def _for_each_run(configurations: Sequence[Configuration], draw: Callable[[Resul
     for place, c in enumerate(configurations):
         for result in c.results:
             draw(result, _color(place))
+
+
+def on_e2e(configurations: Sequence[Configuration]) -> bool:
+    """Whether the runs' scores may stand next to the paper's."""
+    return all(c.first.corpus == E2E.name for c in configurations)
 
 
 def _draw_paper_lines(panel: Axes, column: int) -> None:

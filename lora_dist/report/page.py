@@ -69,16 +69,18 @@ def _provenance_entry(result: Result) -> str:
 
 def _table_section(number: int, table: Table) -> str:
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.head)
+    kind = " class=sourced" if "Source" in table.head else ""  # its cells wrap
     body = "".join(
         f"<tr{' class=run' if 0 < table.num_published <= index else ''}>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "".join(f"<td>{html.escape(cell).replace('± ', '±&nbsp;')}</td>" for cell in cells)
         + "</tr>\n"
         for index, cells in enumerate(table.rows)
     )
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
     return (
-        f'<h2 id="table{number}">{html.escape(table.title)}</h2>\n<div class="scroll"><table><thead><tr>{head}</tr>'
-        f"</thead>\n<tbody>{body}</tbody></table></div>\n" + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
+        f'<h2 id="table{number}">{html.escape(table.title)}</h2>\n<div class="scroll"><table{kind}><thead>'
+        f"<tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n"
+        + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
     )
 
 

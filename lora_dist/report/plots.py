@@ -41,7 +41,7 @@ def make_plots(configurations: Sequence[Configuration]) -> tuple[list[Plot], lis
     slots = any(result.slot_error_rate is not None for c in configurations for result in c.results)
     plots, notes = [], []
     for name, title, has_data in (
-        ("scores", "Scores with 95 % intervals (points) and the paper's scores (lines)", True),
+        ("scores", "Scores with 95 % intervals (points) and the paper's scores (lines, next to runs on E2E)", True),
         ("size", "Scores vs. trainable params", True),
         ("slots", "Slot errors by attribute", slots),
         ("loss", "Training loss (lines) and dev loss (points)", logged),

@@ -1,6 +1,16 @@
-"""Published scores: the paper's Table 3, and results that users of the LoRA authors' code report."""
+"""Published scores: the paper's Table 3, and what other methods publish or users report for GPT-2 on E2E."""
 
-from typing import NamedTuple
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from lora_dist.metrics.suite import METRICS
+
+Choice = Literal["paper", "all", "none"]
+"""Published rows in a report: the paper's, those of the run's model size too, or none."""
 
 
 class Published(NamedTuple):
@@ -13,6 +23,23 @@ class Published(NamedTuple):
     """In the order of `suite.METRICS`: NIST in bits, CIDEr 0 to 10, the others 0 to 1."""
 
 
+class Method(NamedTuple):
+    """One row of published.json."""
+
+    model: str
+    """Hub id of the base model."""
+    method: str
+    params: int | None
+    """Trainable parameters; None if the source does not give them."""
+    scores: tuple[float | None, ...]
+    """In the order of `suite.METRICS`; None if the source does not give one."""
+    choice: str | None
+    """Epoch whose model was scored: `last`, `best`, or None if the source does not say."""
+    seeds: int | None
+    """Runs behind the row; None if the source does not say."""
+    source: str
+
+
 PAPER = (
     Published("Baseline (E2E)", "-", (0.6593, 8.6094, 0.4483, 0.6850, 2.2338)),
     Published("Baseline (GPT-2 S)", "0.15M", (0.6476, 8.4059, 0.4381, 0.6588, 2.2413)),
@@ -22,18 +49,64 @@ PAPER = (
 )
 """Table 3 of "Finetuning GPT-2 on E2E Using LoRA" (Swift)."""
 
-REPRODUCTIONS = (
-    Published("microsoft/LoRA#165, GPT-2 M, V100", "0.35M", (0.6865, 8.6808, 0.4638, 0.7116, 2.503)),
-    Published("microsoft/LoRA#165, GPT-2 M, A100", "0.35M", (0.6885, 8.68, 0.4638, 0.7139, 2.5079)),
-    Published("microsoft/LoRA#165, GPT-2 M, third", "0.35M", (0.6887, 8.6935, 0.465, 0.7139, 2.5096)),
-    Published("microsoft/LoRA#165, GPT-2 S", "-", (0.6727, 8.6009, 0.4571, 0.6814, 2.3076)),
-    Published("microsoft/LoRA#138, without pretrained weights", "-", (0.0, 0.0196, 0.0034, 0.0072, 0.0)),
-)
-"""Scores reported in issues of the LoRA authors' repository for its configuration. The seed paper's own repository
-reports the rows of its Table 3."""
-
-PUBLISHED_MODELS = ("gpt2", "gpt2-medium")
-"""Hub ids of the base models that these scores are for."""
+PAPER_SOURCE = "Swift, Table 3"
 
 TRAINABLE = {"Baseline (GPT-2 S)": 147_456, "Original (GPT-2 M)": 393_216, "Improved": 2_359_296}
 """Exact numbers of trainable parameters, computed from the shapes."""
+
+SIZES = {"gpt2": "GPT-2 Small", "gpt2-medium": "GPT-2 Medium", "gpt2-large": "GPT-2 Large"}
+"""Base models that have published rows, by Hub id."""
+
+GROUPS = ("best", "last", None)
+"""Order of the rows by the epoch that was scored."""
+
+
+@cache
+def methods() -> tuple[Method, ...]:
+    """Read the rows of published.json."""
+    text = resources.files("lora_dist.report").joinpath("published.json").read_text(encoding="utf-8")
+    return tuple(Method(scores=tuple(row.pop(metric) for metric in METRICS), **row) for row in json.loads(text)["rows"])
+
+
+def model_size(name: str) -> str | None:
+    """Return the Hub id of the base model with published rows that a name or folder stands for; None without one."""
+    short = Path(name.removeprefix("openai-community/")).name
+    return short if short in SIZES else None
+
+
+def published_rows(names: Sequence[str], choice: Choice) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Return the published rows of Table 3, best epoch, last epoch, and not stated, and notes on them.
+
+    The seed paper's rows come once, from `PAPER`. A row without the four digits or fields that its source lacks has
+    dashes there.
+
+    Args:
+        names: base models of the report's runs.
+        choice: which rows.
+    """
+    if choice == "none":
+        return [], []
+    rows = [
+        (f"{p.name}, paper", p.trainable, "-", "-", *(f"{s:.4f}" for s in p.scores), "-", PAPER_SOURCE) for p in PAPER
+    ]
+    if choice == "paper":
+        return rows, []
+    sizes = {size for name in names if (size := model_size(name)) is not None}
+    notes = ["Published rows: a dash stands for what the source does not say"]
+    if not sizes:
+        sizes = {"gpt2"}
+        notes.append(f"No scores are published for {', '.join(sorted(map(_short, names)))}: the rows are GPT-2 Small's")
+    others = [m for m in methods() if m.model in sizes and not m.source.startswith("Swift")]
+    others.sort(key=lambda m: (GROUPS.index(m.choice), list(SIZES).index(m.model)))  # stable: the file's order within
+    return rows + [_row(m, len(sizes) > 1) for m in others], notes
+
+
+def _row(row: Method, name_model: bool) -> tuple[str, ...]:
+    name = f"{row.method}, {SIZES[row.model]}" if name_model else row.method
+    params = "-" if row.params is None else f"{row.params / 1e6:.3g}M"
+    scores = ("-" if score is None else f"{score:.4f}" for score in row.scores)
+    return name, params, str(row.seeds or "-"), row.choice or "-", *scores, "-", row.source
+
+
+def _short(name: str) -> str:
+    return Path(name).name

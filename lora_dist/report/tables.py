@@ -9,7 +9,7 @@ from lora_dist.config import LoraSettings, Settings
 from lora_dist.metrics.suite import METRICS
 from lora_dist.presets import BASELINE, PRESETS
 from lora_dist.report.configurations import Configuration
-from lora_dist.report.published import PAPER, REPRODUCTIONS
+from lora_dist.report.published import PAPER, Choice, published_rows
 from lora_dist.report.results import Result
 
 UNKNOWN = "unknown"
@@ -86,30 +86,30 @@ def hyperparameter_table(configurations: Sequence[Configuration]) -> Table:
     )
 
 
-def score_table(configurations: Sequence[Configuration]) -> Table:
+def score_table(configurations: Sequence[Configuration], published: Choice = "all") -> Table:
     """Build Table 3: the five scores below the published ones, with footnotes where they are not comparable."""
-    rows = [(p.name + ", paper", p.trainable, "-", "-", *map(_four_decimals, p.scores), "-") for p in PAPER]
-    rows += [(p.name, p.trainable, "-", "-", *map(_four_decimals, p.scores), "-") for p in REPRODUCTIONS]
+    rows, notes = published_rows([c.first.settings.model.name for c in configurations], published)
+    num_published = len(rows)
     footnotes = Footnotes()
     for c in configurations:
         label = footnotes.mark(c.label, c.first.caveats())
         scores = [_mean_and_std(*pair) for pair in zip(c.mean(), c.std() or [None] * len(METRICS), strict=True)]
         what = label, f"{c.first.trainable:,}", str(len(c.results)), c.first.epoch if c.first.trained_here else UNKNOWN
-        rows.append((*what, *scores, _slot_error_cell(c.results)))
-    notes = ["± is the standard deviation over the seeds"] if any(len(c.results) > 1 for c in configurations) else []
+        rows.append((*what, *scores, _slot_error_cell(c.results), "this report"))
+    notes += ["± is the standard deviation over the seeds"] if any(len(c.results) > 1 for c in configurations) else []
     notes += [f"{r.name} is not counted: seed {r.seed} has another run" for c in configurations for r in c.repeated]
-    head = ("Model", "Trainable params", "Seeds", "Epoch", *METRICS, "Slot errors")
-    num_published = len(PAPER) + len(REPRODUCTIONS)
+    head = ("Model", "Trainable params", "Seeds", "Epoch", *METRICS, "Slot errors", "Source")
     return Table("Table 3: scores on the test set", head, tuple(rows), (*notes, *footnotes.notes()), num_published)
 
 
-def improvement_table(configurations: Sequence[Configuration]) -> Table:
+def improvement_table(configurations: Sequence[Configuration], published: Choice = "all") -> Table:
     """Build Table 4: relative improvement in % over the paper and over other configurations of the base model."""
+    paper = [] if published == "none" else PAPER
     rows = []
     footnotes = Footnotes()
     for c in configurations:
         label = footnotes.mark(c.label, c.first.caveats())
-        comparisons = [(f"{p.name}, paper", p.scores) for p in PAPER]
+        comparisons = [(f"{p.name}, paper", p.scores) for p in paper]
         comparisons += [(o.label, o.mean()) for o in configurations if o is not c and o.first.base == c.first.base]
         for name, scores in comparisons:
             if not all(scores):  # relative to a score of 0 there is no improvement
@@ -228,10 +228,6 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def _seed(result: Result) -> str:
     return UNKNOWN if result.seed is None else str(result.seed)
-
-
-def _four_decimals(value: float) -> str:
-    return f"{value:.4f}"
 
 
 def _mean_and_std(mean: float, std: float | None) -> str:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from lora_dist.data.corpora import E2E
 from lora_dist.errors import UserError
 from lora_dist.files import write_text
 from lora_dist.report.configurations import configurations, one_per_adapter
 from lora_dist.report.epochs import epoch_table
 from lora_dist.report.page import provenance, render_page
 from lora_dist.report.plots import Plot, make_plots
+from lora_dist.report.published import Choice
 from lora_dist.report.results import Result, load_results
 from lora_dist.report.tables import (
     Table,
@@ -26,22 +28,31 @@ from lora_dist.run_guard import has_content, is_run, require_folder, require_wri
 TITLE = "LoRA on GPT-2: the E2E NLG Challenge"
 
 
-def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
+def write_report(runs: Sequence[RunDir], target: RunDir, published: Choice = "all") -> str:
     """Write report.md, report.html and the plots for `runs` to `target`; return Table 3 and the paths.
 
     Runs that have not been scored since they were decoded are scored first.
 
+    Args:
+        runs: the runs.
+        target: where the report is written.
+        published: published rows in Tables 3 and 4; there are none next to runs on another corpus than E2E.
+
     Raises:
         UserError: if a folder is not a run, a run has not been decoded, or `target` cannot be written to, or is neither
-            a run nor holds a report or runs.
+            a run nor holds a report or runs; or if the runs are on different corpora.
     """
     check_report_folder(target)
     results = load_results(list({run.root.resolve(): run for run in runs}.values()))
+    if _corpus(results) != E2E.name:
+        published = "none"
     groups = configurations(one_per_adapter(results))
-    scores, decodings, epochs = score_table(groups), decoding_table(results), epoch_table(results)
+    scores = score_table(groups, published)
+    improvements = improvement_table(groups, published)
+    decodings, epochs = decoding_table(results), epoch_table(results)
     tables = [
         scores,
-        improvement_table(groups),
+        *([improvements] if improvements.rows else []),
         adapter_table(groups),
         hyperparameter_table(groups),
         cost_table(groups),
@@ -55,6 +66,22 @@ def write_report(runs: Sequence[RunDir], target: RunDir) -> str:
     write_text(target.report_markdown, _markdown(tables, plots, notes, results))
     write_text(target.report_html, render_page(TITLE, tables, plots, notes, results))
     return f"{markdown(scores)}\nreport in {target.report_markdown} and {target.report_html}"
+
+
+def _corpus(results: Sequence[Result]) -> str:
+    """Return the corpus of all runs.
+
+    Raises:
+        UserError: if they have different ones.
+    """
+    first = results[0]
+    for result in results:
+        if result.corpus != first.corpus:
+            raise UserError(
+                f"{first.run.root} is on {first.corpus} and {result.run.root} on {result.corpus}, whose scores do not "
+                "compare: write a report for each"
+            )
+    return first.corpus
 
 
 def check_report_folder(target: RunDir, *, begun: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Progress of a training: metrics.jsonl, the progress bar and the optional tracker, all written by rank 0."""
 
 import json
+import logging
 import math
 import os
 import sys
@@ -19,6 +20,9 @@ from lora_dist.files import write_jsonl
 from lora_dist.run_dir import RunDir
 from lora_dist.training.log_rows import DEV, read_log
 from lora_dist.training.step import StepResult
+from lora_dist.training.tracker import start_tracker
+
+log = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -48,8 +52,9 @@ class MetricsLog:
     def __enter__(self) -> "MetricsLog":
         """Drop the lines of steps after `done`, and show the progress bar. Collective: call on all ranks."""
         self.evaluated = on_main(self._world, self._drop_rows_after_done)
-        plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self._tracker_settings.items()}
-        self._world.accelerator.init_trackers("lora_dist", config=plain)  # TensorBoard takes no lists and no None
+        where = start_tracker(self._world, self._run, self._tracker_settings, resumed=self._done > 0)
+        if where is not None:
+            log.info(where)
         self._bar = tqdm(
             total=self._total,
             initial=self._done,

@@ -14,9 +14,13 @@ from lora_dist.distributed.launcher import failure_reason, launch_command
 from lora_dist.distributed.world import world
 from lora_dist.errors import UserError
 from lora_dist.metrics.java import find_java
+from lora_dist.workflows.gpus import describe_gpus, describe_links, nccl_version, start_command
 
 ALL_REDUCE_TIMEOUT = 120
 """Seconds that two processes may take to start and all-reduce a value."""
+
+P2P = "; where GPUs cannot reach each other directly, as some RTX A6000, NCCL needs NCCL_P2P_DISABLE=1"
+"""What to try if NCCL hangs or fails."""
 
 
 def examine() -> int:
@@ -25,7 +29,11 @@ def examine() -> int:
     findings.append(("devices", _devices(), True))
     findings.append(("java", *_java()))
     findings.append(("deepspeed", *_deepspeed()))
+    if torch.cuda.is_available():
+        findings += [("links", describe_links(), True), ("nccl", nccl_version(), True)]
     findings.append(("2 processes", *_all_reduce()))
+    if torch.cuda.is_available():
+        findings.append(("start with", start_command(), True))
     for name, text, works in findings:
         print(f"{'ok ' if works else 'NO '} {name:<12} {text}")
     return 0 if all(works for _, _, works in findings) else 1
@@ -33,8 +41,7 @@ def examine() -> int:
 
 def _devices() -> str:
     if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count())]
-        return ", ".join(f"cuda:{k} {card.name} {card.total_memory / 2**30:.0f} GiB" for k, card in enumerate(cards))
+        return describe_gpus()
     bf16 = "bf16 in hardware" if has_bf16(torch.device("cpu")) else "no bf16 in hardware, so fp32"
     return f"no GPU; CPU with {torch.get_num_threads()} threads, {bf16}"
 
@@ -54,7 +61,8 @@ def _deepspeed() -> tuple[str, bool]:
 
 
 def _all_reduce() -> tuple[str, bool]:
-    """Check that two processes all-reduce 1 and 2 to 3."""
+    """Check that two processes all-reduce 1 and 2 to 3, over NCCL where there are two GPUs."""
+    on_gpus = not devices_for(2) and torch.cuda.is_available()
     command = [*launch_command(2), "-m", "lora_dist.workflows.doctor"]
     environment = {**os.environ, **devices_for(2)}
     try:
@@ -62,10 +70,10 @@ def _all_reduce() -> tuple[str, bool]:
             command, env=environment, capture_output=True, text=True, timeout=ALL_REDUCE_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"did not finish in {ALL_REDUCE_TIMEOUT} s", False
+        return f"did not finish in {ALL_REDUCE_TIMEOUT} s{P2P if on_gpus else ''}", False
     if result.returncode == 0 and "sum over 2 ranks: 3" in result.stdout:
-        return "joined and all-reduced a number", True
-    return f"failed: {failure_reason(result)}", False
+        return f"joined and all-reduced a number{' over NCCL' if on_gpus else ''}", True
+    return f"failed: {failure_reason(result)}{P2P if on_gpus else ''}", False
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--data.dir", "/no/such/folder"], "/no/such/folder"),
         (["--train.epochs", "many"], "many"),
         (["--train.tracker", "wandb"], "pip install 'lora-dist[wandb]'"),
+        (["--train.tracker", "trackio"], "pip install 'lora-dist[trackio]'"),
         (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
     ],
 )

@@ -18,6 +18,7 @@ from lora_dist.data.e2e import (
     Example,
     Group,
     Split,
+    corpus_name,
     fingerprint,
     format_mr,
     format_outputs,
@@ -142,6 +143,10 @@ def test_separators_inside_a_cell_do_not_end_the_row(write: Write, separator: st
         (b"mr,ref\n" + ROW + b'name[B],"B is\n' + ROW * 3, "line 3: not CSV"),
         (b"mr,ref\n" + ROW + b'name[B],"B" is\n' + ROW, "line 3: not CSV"),
         (b"mr,ref\rname[B],B\r", "line 1: not CSV"),
+        (
+            b"mr,ref\n" + ROW + b"Alan_Bean | birthPlace | Wheeler,Born.\n",
+            "line 3: the mr cell 'Alan_Bean | birthPlace",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_with_file_line_value_and_remedy(write: Write, data: bytes, message: str) -> None:
@@ -160,6 +165,26 @@ def test_the_cleaned_corpus_is_refused_without_its_extra_columns_too(write: Writ
     with pytest.raises(UserError, match=r"devset\.csv has 4299 rows, as in the cleaned E2E corpus"):
         load_split(write(b"mr,ref\n" + b"".join(rows)), "dev")
     assert len(load_split(write(b"mr,ref\n" + b"".join(rows[1:])), "dev")) == 4298
+
+
+def test_the_cleaned_corpus_is_read_when_named_whatever_further_columns_it_has(tmp_path: Path) -> None:
+    cleaned = DataSettings(dir=tmp_path, corpus="cleaned")
+    rows = ['"name[A], food[Thai]",A is Thai.,1,"name[A]"\n'] * 4299
+    file = tmp_path / "devel-fixed.no-ol.csv"
+    file.write_text("mr,ref,fixed,orig_mr\n" + "".join(rows))
+    examples = load_split(cleaned, "dev")
+    assert (len(examples), examples[0]) == (4299, Example("name[A], food[Thai]", "A is Thai."))
+    file.write_text("mr,ref\n" + "name[A],A\n" * 4298)
+    with pytest.raises(UserError, match=r"no-ol\.csv has 4,298 rows, the cleaned E2E corpus 4,299: use the folder"):
+        load_split(cleaned, "dev")
+    with pytest.raises(UserError, match=r"test-fixed\.csv cannot be read .* github\.com/tuetschek/e2e-cleaning$"):
+        load_split(cleaned, "test")
+
+
+def test_a_test_set_is_named_by_its_rows_or_as_the_cleaned_one_if_so_asked() -> None:
+    rows = [Example("name[A]", "A")]
+    assert corpus_name(DataSettings(), rows) == "own data"
+    assert corpus_name(DataSettings(corpus="cleaned"), rows) == "E2E cleaned"
 
 
 def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_seeds_are_one_row_with_mean_and_standard_deviation(tmp_path: Path) -> N
         for seed, bleu in ((1, 0.60), (2, 0.62), (3, 0.67))
     ]
     groups = configurations(load_results(runs))
-    table = score_table(groups)
+    table = score_table(groups, "paper")
     row = table.rows[-1]
     # sqrt((.03² + .01² + .04²) / 2)
     assert row[:5] == ("gpt2, improved", "2,359,296", "3", "last", "0.6300 ± 0.0361")

@@ -11,7 +11,7 @@ from lora_dist.config import Settings
 from lora_dist.errors import UserError
 from lora_dist.presets import IMPROVED
 from lora_dist.report import write
-from lora_dist.report.published import PAPER, REPRODUCTIONS
+from lora_dist.report.published import PAPER
 from lora_dist.report.write import write_report
 from lora_dist.run_dir import RunDir
 
@@ -29,12 +29,16 @@ def all_scopes(settings: Settings) -> Settings:
 
 def test_table_3_has_the_papers_rows_as_printed_and_the_run_below_them(tmp_path: Path) -> None:
     run = made_run(tmp_path / "mine", all_scopes(IMPROVED))
-    lines = write_report([run], run).splitlines()
-    assert "| Improved, paper | 2.36M | - | - | 0.6882 | 8.7540 | 0.4667 | 0.7103 | 2.4537 | - |" in lines
-    assert "| Original (GPT-2 M), paper | 0.35M | - | - | 0.7040 | 8.8500 | 0.4680 | 0.7180 | 2.5300 | - |" in lines
-    assert "| microsoft/LoRA#165, GPT-2 S | - | - | - | 0.6727 | 8.6009 | 0.4571 | 0.6814 | 2.3076 | - |" in lines
-    assert "| gpt2, improved | 2,359,296 | 1 | last | 0.7123 | 8.9000 | 0.4600 | 0.7000 | 2.5000 | 25.00% |" in lines
-    assert len([line for line in lines if line.startswith("|")]) == 2 + len(PAPER) + len(REPRODUCTIONS) + 1
+    lines = write_report([run], run, "paper").splitlines()
+    improved = "| Improved, paper | 2.36M | - | - | 0.6882 | 8.7540 | 0.4667 | 0.7103 | 2.4537 | - | Swift, Table 3 |"
+    original = "| Original (GPT-2 M), paper | 0.35M | - | - | 0.7040 | 8.8500 | 0.4680 | 0.7180 | 2.5300 |"
+    ours = (
+        "| gpt2, improved | 2,359,296 | 1 | last | 0.7123 | 8.9000 | 0.4600 | 0.7000 | 2.5000 | 25.00% | this report |"
+    )
+    assert improved in lines
+    assert f"{original} - | Swift, Table 3 |" in lines
+    assert ours in lines
+    assert len([line for line in lines if line.startswith("|")]) == 2 + len(PAPER) + 1
     assert not [line for line in lines if line.startswith("- ")]  # no caveats
     assert run.report_markdown.is_file()
 
@@ -56,11 +60,27 @@ def test_a_run_that_is_not_comparable_with_the_paper_has_a_footnote(
     settings: Settings, run_options: dict[str, Any], caveat: str, tmp_path: Path
 ) -> None:
     run = made_run(tmp_path / "mine", all_scopes(settings), **run_options)
-    lines = write_report([run], run).splitlines()
+    lines = write_report([run], run, "paper").splitlines()
     notes = [line for line in lines if line.startswith("- ")]
     assert len(notes) == 1
     assert notes[0].startswith(f"- [a] not comparable with the paper's scores: {caveat}")
     assert [line for line in lines if ", improved [a] |" in line]
+
+
+@pytest.mark.parametrize("corpus", ["own data", "E2E cleaned"])
+def test_there_are_no_published_scores_next_to_a_run_on_another_corpus(corpus: str, tmp_path: Path) -> None:
+    run = made_run(tmp_path / "mine", official=False, corpus=corpus)
+    write_report([run], run)
+    text = run.report_markdown.read_text()
+    assert f"the test set is {corpus}, not E2E's, so published scores are left out" in text
+    assert "paper |" not in text.split("## Table 1")[0]
+    assert "## Table 4" not in text
+
+
+def test_runs_on_different_corpora_are_not_reported_together(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / "a", corpus="E2E"), made_run(tmp_path / "b", official=False, corpus="E2E cleaned")]
+    with pytest.raises(UserError, match=r"a is on E2E and .*b on E2E cleaned, whose scores do not compare: write a"):
+        write_report(runs, RunDir(tmp_path / "report"))
 
 
 def test_a_file_as_the_target_folder_is_refused(tmp_path: Path) -> None:
