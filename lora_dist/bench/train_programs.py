@@ -74,12 +74,12 @@ def ours(inputs: TrainInputs, precision: Precision, cuda_graphs: Literal["auto",
         world(str(bench_device())) as here,
         reproducible(cfg.seed, deterministic=cfg.deterministic),
     ):
-        trainer = Trainer(replace(inputs.settings, train=cfg), RunDir(Path(folder, "run")), here)
+        trainer = Trainer([(replace(inputs.settings, train=cfg), RunDir(Path(folder, "run")))], here)
         peak = replace(cfg, epochs=ENDLESS)
-        make = OptimizerStep(trainer.strategy, inputs.examples, peak, trainer.shapes, inputs.pad_id, here)
+        make = OptimizerStep(trainer.strategy, inputs.examples, [peak], trainer.shapes, inputs.pad_id, here)
 
         def step(k: int) -> Tensor:
-            done = make(inputs.steps[k])
+            (done,) = make(inputs.steps[k])
             return done.sums[0] / done.labels
 
         times = time_steps(step, len(inputs.steps))

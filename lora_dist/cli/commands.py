@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     with training_world(command) as here, claimed_output(command, here) as overwrite:
         on_main(here, find_java)  # not after hours of training
         on_main(here, lambda: check_test_set(settings))
-        train_adapter(settings, folder, here, overwrite=overwrite, scorer=DevScorer)
+        train_adapter([(settings, folder)], here, overwrite=overwrite, scorer=DevScorer)
         decode(settings, folder, here)
         is_main = here.is_main
     if is_main:  # no rank waits while Java computes METEOR
@@ -64,7 +64,7 @@ def train(argv: Sequence[str]) -> int:
     command = parse_with_preset(TrainCommand, "train", train.__doc__, argv)
     folder = RunDir(command.out)
     with training_world(command) as here, claimed_output(command, here) as overwrite:
-        train_adapter(command.sections(), folder, here, overwrite=overwrite, scorer=DevScorer)
+        train_adapter([(command.sections(), folder)], here, overwrite=overwrite, scorer=DevScorer)
         if here.is_main:
             print(f"adapter in {folder.adapter}; next: lora-dist decode {folder.root}")
     return 0

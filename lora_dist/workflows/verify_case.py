@@ -132,7 +132,7 @@ def _run_case(file: Path, root: Path) -> None:
     settings, run = from_json(Settings, read_json(file, "the settings of verify are missing")), RunDir(root)
     try:
         with world(hang_timeout=HANG_TIMEOUT) as here:
-            train(settings, run, here)
+            train([(settings, run)], here)
             decode(settings, run, here)
     except UserError as error:
         sys.exit(f"{LOG_PREFIX}{error}")

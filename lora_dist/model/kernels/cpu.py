@@ -44,6 +44,9 @@ DRAW_MASKS_AT_ONCE = False
 CHUNK_TOKENS = 2**14
 """Tokens per decoding chunk beyond which decoding gets no faster."""
 
+BATCHED_ADAPTERS = False
+"""Whether the products of several adapters with their own rows are one batched product; see `stacked`."""
+
 MAX_LOGITS = 2**26
 """Logits of the loss that are computed at a time (256 MiB in fp32); larger batches are computed in chunks."""
 
