@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings
+from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings, TrainSettings
 from lora_dist.distributed.logs import LogSettings
 from lora_dist.distributed.watchdog import HANG_TIMEOUT
 from lora_dist.errors import UserError
+from lora_dist.workflows.settings import SweepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,25 @@ class TrainCommand(LaunchedCommand, Settings):
         super().__post_init__()
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite exclude each other: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCommand(LaunchedCommand, SweepSettings, Settings):
+    """Train runs over one frozen base model at the same time, decode and score each, and report them together.
+
+    Each combination of the values is an ordinary run below --out. Under a launcher the runs are dealt out to the
+    processes. When repeated, the command skips complete runs and resumes the others.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        SweepSettings.__post_init__(self)
+        if self.train.seed != TrainSettings().seed:
+            raise UserError(f"--train.seed is {self.train.seed}: give --seeds, one for each run")
+        if self.train.tracker != "none":
+            raise UserError(
+                f"--train.tracker is {self.train.tracker}: runs that train together write metrics.jsonl only"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from lora_dist.cli.arguments import (
     PlanCommand,
     ReportCommand,
     ScoreCommand,
+    SweepCommand,
     TrainCommand,
     VerifyCommand,
 )
@@ -68,6 +69,18 @@ def train(argv: Sequence[str]) -> int:
         if here.is_main:
             print(f"adapter in {folder.adapter}; next: lora-dist decode {folder.root}")
     return 0
+
+
+def sweep(argv: Sequence[str]) -> int:
+    """Train many seeds or settings as one training, then decode, score and report: sweep PRESET --seeds 42 43 44."""
+    from lora_dist.distributed.world import world
+    from lora_dist.workflows.sweep import report_sweep, sweep_runs
+
+    command = parse_with_preset(SweepCommand, "sweep", sweep.__doc__, argv)
+    with world(command.device, hang_timeout=command.hang_timeout) as here:
+        launches = sweep_runs(command, command.sections(), here)
+        is_main = here.is_main
+    return report_sweep(launches, RunDir(command.out)) if is_main else 0
 
 
 def decode(argv: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 import ctypes
 import fcntl
-import hashlib
 import logging
 import os
 import signal
@@ -11,30 +10,21 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from lora_dist.config import DecodeSettings, ModelSettings, NgramScope, Settings
-from lora_dist.config_io import (
-    WITHOUT_EFFECT,
-    as_options,
-    changed_options,
-    nearest_preset,
-    read_settings,
-    to_arguments,
-    to_json,
-)
+from lora_dist.config import DecodeSettings, ModelSettings, NgramScope
 from lora_dist.distributed.device import default_processes
 from lora_dist.distributed.launcher import STRATEGIES, Strategy, launch_command, refuse_launcher
 from lora_dist.distributed.signals import StopRequest, graceful_shutdown
 from lora_dist.errors import Interrupted, UserError
-from lora_dist.files import read_json
 from lora_dist.metrics.java import find_java
 from lora_dist.presets import PRESETS
 from lora_dist.report.write import check_report_folder, write_report
-from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
+from lora_dist.run_dir import RunDir
 from lora_dist.workflows.estimate import Speed, duration, kind_of, measure_speed
+from lora_dist.workflows.launch import Launch
 from lora_dist.workflows.settings import ReproduceCommand
 
 log = logging.getLogger(__name__)
@@ -44,56 +34,6 @@ LENGTH_PENALTIES = (0.8, 0.9)
 """The LoRA authors' decoder and transformers' differ in the scope of n-grams; their README and paper in the penalty."""
 PR_SET_PDEATHSIG = 1
 """Option of Linux' prctl that sets the signal which a process gets when its parent dies."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A run to make, or to decode again with other settings."""
-
-    run: RunDir
-    settings: Settings
-    source: RunDir | None = None
-    """The run whose adapter is decoded; None trains an adapter."""
-
-    @property
-    def name(self) -> str:
-        """Name of the run's folder."""
-        return self.run.root.name
-
-    def arguments(self) -> list[str]:
-        """Return the arguments after `-m lora_dist`."""
-        options = changed_options(self.settings)
-        if self.source is None:
-            preset = nearest_preset(self.settings)
-            return ["run", preset, *to_arguments(options), "--out", str(self.run.root), "--resume"]
-        decoding = {name: value for name, value in options.items() if name.startswith("--decode.")}
-        return ["decode", str(self.source.root), *to_arguments(decoding), "--out", str(self.run.root)]
-
-    def is_complete(self) -> bool:
-        """Return whether the run has the sentences of its adapter and settings, and, if it trains, its scores."""
-        adapter = (self.source or self.run).adapter / ADAPTER_WEIGHTS
-        if not all(p.is_file() for p in (adapter, self.run.config, self.run.decode_signature, self.run.outputs)):
-            return False
-        signature = read_json(self.run.decode_signature, "no signature")
-        same_adapter = signature["adapter"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
-        scored = self.run.scores.is_file() or self.source is not None
-        return scored and same_adapter and signature["decode"] == to_json(self.settings.decode)
-
-    def check(self) -> None:
-        """Refuse a folder with a run of other settings.
-
-        Raises:
-            UserError: with the first setting that differs.
-        """
-        if self.run.config.is_file():
-            found = read_settings(self.run)
-            own, others = (as_options(s, "model", "lora", "data", "train") for s in (self.settings, found))
-            for name in own:
-                if own[name] != others[name] and name not in WITHOUT_EFFECT:
-                    raise UserError(
-                        f"{self.run.root} was made with {name} {others[name]}, not {own[name]}: name another --out, or "
-                        "delete that folder"
-                    )
 
 
 def reproduce(command: ReproduceCommand) -> int:

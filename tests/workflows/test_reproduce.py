@@ -19,7 +19,8 @@ from lora_dist.errors import UserError
 from lora_dist.presets import IMPROVED
 from lora_dist.run_dir import RunDir
 from lora_dist.workflows.estimate import Speed, duration, measure_speed
-from lora_dist.workflows.reproduce import Launch, reproduce
+from lora_dist.workflows.launch import Launch
+from lora_dist.workflows.reproduce import reproduce
 from lora_dist.workflows.settings import ReproduceCommand
 
 
