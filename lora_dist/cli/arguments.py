@@ -83,12 +83,16 @@ class PlanCommand(JsonCommand, Settings):
     """Device that the processes compute on; auto is what this machine has."""
     precision: Precision | None = None
     """Precision of the frozen weights; None is what the device would use."""
+    together: int = 1
+    """Runs that each process trains at the same time, as sweep does; only the memory depends on it."""
     memory: float | None = None
     """Memory that each process may use, in GiB; None is what this machine has for each."""
 
     def __post_init__(self) -> None:
         if self.memory is not None and not 0 < self.memory < math.inf:
             raise UserError(f"--memory is {self.memory}: must be > 0 GiB")
+        if self.together < 1:
+            raise UserError(f"--together is {self.together}: must be >= 1")
 
 
 @dataclass(frozen=True, kw_only=True)

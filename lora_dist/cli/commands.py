@@ -78,8 +78,7 @@ def sweep(argv: Sequence[str]) -> int:
 
     command = parse_with_preset(SweepCommand, "sweep", sweep.__doc__, argv)
     with world(command.device, hang_timeout=command.hang_timeout) as here:
-        launches = sweep_runs(command, command.sections(), here)
-        is_main = here.is_main
+        launches, is_main = sweep_runs(command, command.sections(), here), here.is_main
     return report_sweep(launches, RunDir(command.out)) if is_main else 0
 
 
@@ -207,7 +206,7 @@ def plan(argv: Sequence[str]) -> int:
 
     command = parse_with_preset(PlanCommand, "plan", plan.__doc__, argv)
     available = None if command.memory is None else int(command.memory * 2**30)
-    planned = make_plan(command, command.processes, command.device, command.precision, available)
+    planned = make_plan(command, command.processes, command.device, command.precision, available, command.together)
     print(plan_table(planned))
     if command.json is not None:
         save_text(command.json, json.dumps(to_json(planned), indent=2) + "\n")
@@ -229,12 +228,9 @@ def verify(argv: Sequence[str]) -> int:
     from lora_dist.workflows.verify import verify as verify_here
 
     command = parse(VerifyCommand, "verify", argv)
-    return verify_here(
-        None if command.model is None else ModelSettings(name=str(command.model)),
-        None if command.data is None else DataSettings(dir=command.data),
-        command.processes or (default_processes(),),
-        command.accumulation,
-    )
+    model = None if command.model is None else ModelSettings(name=str(command.model))
+    data = None if command.data is None else DataSettings(dir=command.data)
+    return verify_here(model, data, command.processes or (default_processes(),), command.accumulation)
 
 
 def reproduce(argv: Sequence[str]) -> int:

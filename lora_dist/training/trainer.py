@@ -13,8 +13,8 @@ from transformers import GPT2LMHeadModel
 
 from lora_dist.config import Precision, Settings
 from lora_dist.data.collate import padding_batch, stack
-from lora_dist.data.contents import most_tokens, training_shapes
-from lora_dist.data.shapes import SMALLEST, StaticShapes
+from lora_dist.data.contents import training_shapes
+from lora_dist.data.shapes import StaticShapes
 from lora_dist.data.token_cache import load_corpus
 from lora_dist.distributed.collectives import StopPoll, first_on_node
 from lora_dist.distributed.signals import graceful_shutdown
@@ -24,15 +24,14 @@ from lora_dist.model import lora
 from lora_dist.model.base import DTYPES, identify, load_base, load_tokenizer
 from lora_dist.model.kernels.select import kernels_for
 from lora_dist.run_dir import RunDir
-from lora_dist.training.captured import CapturedLoss, why_eager
+from lora_dist.training.captured import why_eager
 from lora_dist.training.checkpoint import Checkpoint
 from lora_dist.training.determinism import default_kernels, reproducible
 from lora_dist.training.epochs import DevScorer
-from lora_dist.training.loss import ReferenceLoss
 from lora_dist.training.profiler import profile_steps
 from lora_dist.training.run import TrainedRun
 from lora_dist.training.step import OptimizerStep, dev_losses
-from lora_dist.training.strategy import TrainingStrategy
+from lora_dist.training.wrap import wrap
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ class Trainer:
             kernels_for(world.device).STATIC_SHAPES,
             [settings.train for settings, _ in runs[1:]],
         )
-        self.module, self.strategy = self._wrap(gpt2, saved)
+        self.module, self.strategy = wrap(gpt2, self.runs, saved, self.data.train, self.pad_id, world)
         self._capture()
         cfgs = [settings.train for settings, _ in runs]
         self.step = OptimizerStep(self.strategy, self.data.train, cfgs, self.shapes, self.pad_id, world)
@@ -209,40 +208,6 @@ class Trainer:
         padding = [padding_batch(self.data.train, self.pad_id, shape) for shape in reversed(self.shapes.shapes)]
         largest_first = [stack([batch] * len(self.runs)) for batch in padding]
         self.module.capture(largest_first, recorder, show_progress=here.shows_progress)
-
-    def _wrap(self, gpt2: GPT2LMHeadModel, saved: Sequence[Checkpoint | None]) -> tuple[CapturedLoss, TrainingStrategy]:
-        """Wrap loss and AdamW for the strategy, in their initial state or that of the checkpoints `saved`."""
-        cfg, world = self.settings.train, self.world
-        kernels, partitioned = kernels_for(world.device), world.zero_stage == 3
-        states = [
-            lora.initial_state(gpt2, run.settings.lora, run.settings.train.seed) if own is None else own.adapter
-            for run, own in zip(self.runs[1:], saved[1:], strict=True)
-        ]
-        if saved[0] is not None:
-            lora.load(gpt2, saved[0].adapter)
-        loss = ReferenceLoss(
-            gpt2 if partitioned else gpt2.to(world.device),
-            kernels,
-            cfg.label_smoothing,
-            gradient_checkpointing=cfg.gradient_checkpointing,
-            partitioned=partitioned,
-            others=[
-                (run.settings.lora, state, run.settings.train.label_smoothing)
-                for run, state in zip(self.runs[1:], states, strict=True)
-            ],
-            most_tokens=most_tokens(self.data.train, cfg, world.size, kernels.SHAPE_STEP),
-        )
-        strategy = TrainingStrategy(
-            world,
-            module := CapturedLoss(loss),
-            loss.adapter,
-            weight_decay=[run.settings.train.weight_decay for run in self.runs],
-            micro_batch_size=cfg.micro_batch_size(world.size),
-            max_grad_norm=cfg.max_grad_norm,
-        )
-        if moments := [own.moments for own in saved if own is not None]:
-            strategy.load_moments(moments, self.done, padding_batch(self.data.train, self.pad_id, SMALLEST))
-        return module, strategy
 
     def _announce(self, trainable: int) -> None:
         """Log what will be trained, on rank 0."""

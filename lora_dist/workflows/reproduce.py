@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 from lora_dist.config import DecodeSettings, ModelSettings, NgramScope
+from lora_dist.config_io import changed_options, to_arguments
 from lora_dist.distributed.device import default_processes
 from lora_dist.distributed.launcher import STRATEGIES, Strategy, launch_command, refuse_launcher
 from lora_dist.distributed.signals import StopRequest, graceful_shutdown
@@ -65,6 +66,9 @@ def reproduce(command: ReproduceCommand) -> int:
         log.info(_summary(command, len(runs), len(launches), len(todo), processes))
         settings = [each.settings for each in todo]
         speeds = measure_speed(command.data, settings, lambda arguments: launch(arguments, quiet=True))
+        if command.trains_together:
+            _launch_sweeps(command, todo, speeds, launch)
+            todo = [each for each in todo if each.source is not None]
         for number, each in enumerate(todo):
             log.info("%s: %d of %d%s", each.name, number + 1, len(todo), _time_left(todo[number:], speeds))
             if each.source is not None and not each.source.adapter.is_dir():
@@ -77,6 +81,23 @@ def reproduce(command: ReproduceCommand) -> int:
     if failed := [each.name for each in launches if each not in complete]:
         log.error("failed: %s; the same command tries again", ", ".join(failed))
     return 1 if failed else 0
+
+
+def _launch_sweeps(
+    command: ReproduceCommand, todo: Sequence[Launch], speeds: dict[str, Speed], launch: Callable[[Sequence[str]], int]
+) -> None:
+    """Make the runs of each model and preset that has incomplete ones, in one launch of `sweep`."""
+    for model, preset in product(command.models, command.presets):
+        prefix = f"{_short(model)}-{preset}-"
+        runs = [each for each in todo if each.source is None and each.name.startswith(f"{prefix}seed")]
+        if not runs:
+            continue
+        log.info("%s: %d runs at the same time%s", prefix[:-1], len(runs), _time_left(runs, speeds, "at most"))
+        options = {name: value for name, value in changed_options(runs[0].settings).items() if name != "--train.seed"}
+        together = [] if command.together is None else ["--together", str(command.together)]
+        seeds = ["--seeds", *map(str, command.seeds), "--prefix", prefix, *together]
+        if launch(["sweep", preset, *to_arguments(options), *seeds, "--out", str(command.out)]) != 0:
+            log.warning("%s failed; the others continue", prefix[:-1])
 
 
 def _summary(command: ReproduceCommand, runs: int, launches: int, todo: int, processes: int) -> str:
@@ -121,14 +142,14 @@ def _short(model: str) -> str:
     return Path(model).name
 
 
-def _time_left(todo: Sequence[Launch], speeds: dict[str, Speed]) -> str:
-    """Describe how long those of `todo` with a known speed will take, and until when."""
+def _time_left(todo: Sequence[Launch], speeds: dict[str, Speed], about: str = "about") -> str:
+    """Describe how long those of `todo` with a known speed will take one after the other, and until when."""
     known = [(speeds[kind_of(each.settings)], each) for each in todo if kind_of(each.settings) in speeds]
     seconds = [speed.seconds(each.settings, each.source is None) for speed, each in known]
     if not seconds:
         return ""
     end = time.strftime("%a %H:%M", time.localtime(time.time() + sum(seconds)))
-    return f", about {duration(sum(seconds))} left, until {end}"
+    return f", {about} {duration(sum(seconds))} left, until {end}"
 
 
 @contextmanager

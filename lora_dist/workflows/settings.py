@@ -35,6 +35,9 @@ class ReproduceCommand(LogSettings):
     """Processes per run; None is one per GPU, or two on CPU cores."""
     strategy: Annotated[str, arg(metavar=f"{{{','.join(STRATEGIES)}}}")] = "ddp"
     """Strategy of the training: DistributedDataParallel (ddp) or a stage of DeepSpeed ZeRO."""
+    together: int | None = None
+    """Runs of a model and preset that each process trains at the same time, see sweep: None is as many as its memory
+    holds, at most 8; 1 launches each run by itself, on all processes."""
     compare_decoding: bool = False
     """Also decode each adapter with both scopes of the n-gram ban and with length penalties 0.8 and 0.9."""
     data: DataSettings = field(default_factory=DataSettings)
@@ -51,8 +54,16 @@ class ReproduceCommand(LogSettings):
                 raise UserError(f"--{flag} is {unknown[0]}: choose from {', '.join(known)}")
         if self.train.seed != TrainSettings().seed:
             raise UserError(f"--train.seed is {self.train.seed}: give --seeds, one for each run")
-        if self.processes is not None and self.processes < 1:
-            raise UserError(f"--processes is {self.processes}: must be >= 1")
+        for name in ("processes", "together"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name} is {value}: must be >= 1")
+        if (self.together or 1) > 1 and self.strategy != "ddp":
+            raise UserError(f"--together is {self.together}: with --strategy {self.strategy} it must be 1")
+
+    @property
+    def trains_together(self) -> bool:
+        """Whether the runs of a model and preset are one launch, of `sweep`."""
+        return self.together != 1 and self.strategy == "ddp" and self.train.tracker == "none" and len(self.seeds) > 1
 
 
 @dataclass(frozen=True, kw_only=True)

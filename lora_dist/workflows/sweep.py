@@ -17,6 +17,7 @@ from lora_dist.data.token_cache import load_corpus
 from lora_dist.decoding.decode import check_test_set, decode
 from lora_dist.distributed.collectives import SharedCounter, context_on_main, first_on_node, on_main
 from lora_dist.distributed.consistency import require_agreement, require_shared
+from lora_dist.distributed.launcher import local_processes
 from lora_dist.distributed.signals import graceful_shutdown
 from lora_dist.distributed.world import World
 from lora_dist.errors import Interrupted, UserError
@@ -24,9 +25,10 @@ from lora_dist.evaluation.dev_scores import DevScorer
 from lora_dist.evaluation.scoring import score_run
 from lora_dist.metrics.java import find_java
 from lora_dist.model.base import load_config, load_tokenizer
+from lora_dist.planning.plan import make_plan
 from lora_dist.report.write import check_report_folder, write_report
 from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
-from lora_dist.run_guard import exclusive
+from lora_dist.run_guard import check_output, exclusive
 from lora_dist.training.checkpoint import complete_steps
 from lora_dist.training.trainer import train
 from lora_dist.workflows.launch import Launch
@@ -36,6 +38,10 @@ log = logging.getLogger(__name__)
 
 MOST_TOGETHER = 8
 """Runs that are trained at the same time by default; with more, an H200 takes hardly less time for each."""
+
+
+USABLE = 0.85
+"""Part of a device's memory that a plan may use; the rest is for CUDA's context and the allocator's reserve."""
 
 
 def sweep_runs(command: SweepSettings, settings: Settings, here: World) -> list[Launch]:
@@ -56,7 +62,7 @@ def sweep_runs(command: SweepSettings, settings: Settings, here: World) -> list[
     launches = [Launch(RunDir(command.out / name), own) for name, own in command.runs(settings)]
     _check(command, settings, launches, here)
     todo = {each.name for each in on_main(here, lambda: [each for each in launches if not each.is_complete()])}
-    groups = _groups(launches, here, _together(command, settings))
+    groups = _groups(launches, here, _together(command, settings, len(launches), here))
     if here.is_main:
         log.info(_summary(launches, len(todo), here.size, max(map(len, groups[0]), default=0)))
     finished, solo = SharedCounter(here), here.solo()
@@ -97,12 +103,24 @@ def why_alone(settings: Settings) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _together(command: SweepSettings, settings: Settings) -> int:
-    """Return how many runs to train at the same time, at most."""
+def _together(command: SweepSettings, settings: Settings, runs: int, here: World) -> int:
+    """Return how many of the runs each process trains at the same time, at most. Collective: call on all ranks."""
     if (reason := why_alone(settings)) is not None:
-        log.info("runs are trained one after the other: %s", reason)
+        if here.is_main:
+            log.info("runs are trained one after the other: %s", reason)
         return 1
-    return command.together or MOST_TOGETHER
+    if command.together is not None:
+        return command.together
+    return on_main(here, lambda: fitting(settings, min(-(-runs // here.size), MOST_TOGETHER), here))
+
+
+def fitting(settings: Settings, most: int, here: World) -> int:
+    """Return how many runs fit in the memory of a process by plan, at least 1 and at most `most`."""
+    for number in range(most, 1, -1):
+        plan = make_plan(settings, local_processes(), here.device.type, here.precision, None, number)
+        if plan.available is None or plan.memory["single"].total <= USABLE * plan.available:
+            return number
+    return 1
 
 
 def _check(command: SweepSettings, settings: Settings, launches: Sequence[Launch], here: World) -> None:
@@ -117,6 +135,7 @@ def _check(command: SweepSettings, settings: Settings, launches: Sequence[Launch
             raise UserError(f"--out {out.root} is the folder of a run or model: name one that holds runs, or a new one")
         check_report_folder(out, begun=out.lock.is_file())  # by an earlier sweep
         for each in launches:
+            check_output(each.run, resume=True, overwrite=False)
             each.check()
         find_java()  # fail before the training
         check_test_set(settings)
