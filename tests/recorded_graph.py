@@ -4,7 +4,7 @@ It refuses what cannot be captured, and checks at each replay that the tensors f
 and where they were, as a real graph would read and write the old ones.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -31,7 +31,7 @@ class RecordedGraphs:
         """That of each replay."""
         self.released = 0
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def record(self, run: Callable[[], None], generators: Sequence[torch.Generator] = ()) -> Callable[[], None]:
         number = self.released
         run()  # the warm-up
         with _Outside(refuses=NOT_CAPTURED) as recorded:

@@ -108,7 +108,7 @@ def _short_training(settings: Settings, folder: Path, interval: int) -> tuple[fl
     cfg = replace(settings.train, epochs=total, max_steps=total, checkpoint_steps=interval)
     begin = now()
     with world(str(bench_device())) as here, reproducible(cfg.seed, deterministic=cfg.deterministic):
-        trainer = _TimedTrainer(replace(settings, train=cfg), RunDir(folder), here)
+        trainer = _TimedTrainer([(replace(settings, train=cfg), RunDir(folder))], here)
         started = now()
         trainer.run()
     seconds = sum(after[0] - before[1] for before, after in pairwise(trainer.saves))

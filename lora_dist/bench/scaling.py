@@ -94,7 +94,7 @@ def _measure(arguments: dict[str, Any], result: Path) -> None:
     cfg = settings.train
     with world() as here, reproducible(cfg.seed, deterministic=cfg.deterministic):
         torch.set_num_threads(1)
-        trainer = Trainer(settings, RunDir(result.with_suffix("")), here)
+        trainer = Trainer([(settings, RunDir(result.with_suffix("")))], here)
         for number in range(warm_up):
             trainer.step(number)
         barrier(here)

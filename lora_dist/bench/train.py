@@ -7,6 +7,7 @@ All run on one machine with the same checkpoint, adapter, examples, global batch
   under autocast and with frozen weights in bf16, and on a GPU also with torch.compile;
 - loralib: the LoRA authors' layers in a plain loop, padded to 128 tokens, the loss on the reference;
 - ours: the steps of `lora-dist train`, on a GPU also without CUDA graphs ("eager");
+- ours, N together: those of N runs of a `lora-dist sweep`;
 - ours, N references per MR: the same with `--train.refs-per-mr N`, which has other batches.
 
 GPT-2's own dropout is off for all unless `--model.dropout` is given; LoRA's is the preset's. A fused `c_attn` has one
@@ -75,10 +76,17 @@ class Program:
     arguments: tuple[object, ...]
     """Further arguments of `run`."""
     precision: Precision
+    together: int = 1
+    """Runs that train together, each with as many examples as `inputs`."""
 
 
 def bench_train(
-    settings: Settings, shape: str | None, steps: int | None, threads: int, chosen: Sequence[str]
+    settings: Settings,
+    shape: str | None,
+    steps: int | None,
+    threads: int,
+    chosen: Sequence[str],
+    together: Sequence[int] = (),
 ) -> list[Row]:
     """Measure all programs, which take turns in separate processes; return the best of several rounds.
 
@@ -88,6 +96,7 @@ def bench_train(
         steps: steps to time, after the same steps as a warm-up; None is `CPU_STEPS` or `GPU_STEPS`.
         threads: CPU threads of each process.
         chosen: beginnings of the names of the programs to measure; none is all of them.
+        together: numbers of runs that train together, each a program.
 
     Raises:
         UserError: if model or data cannot be read, or there are too few examples.
@@ -104,15 +113,13 @@ def bench_train(
         adapter.mkdir()
         save_adapter(adapter, state, settings.lora, identify(gpt2, tokenizer, str(folder)))
         examples = load_corpus(settings.data, tokenizer, gpt2.config.n_positions).train
+        base = replace(settings.model, name=str(folder))
         exact, shared = (
-            replace(
-                settings,
-                model=replace(settings.model, name=str(folder)),
-                train=replace(cfg, refs_per_mr=refs),
-            )
+            replace(settings, model=base, train=replace(cfg, refs_per_mr=refs))
             for refs in (1, cfg.refs_per_mr if cfg.refs_per_mr > 1 else REFS_PER_MR)
         )
-        every = _programs(*(_inputs(each, adapter, examples, gpt2, steps) for each in (exact, shared)), on_gpu=on_gpu)
+        one, several = (_inputs(each, adapter, examples, gpt2, steps) for each in (exact, shared))
+        every = _programs(one, several, together, on_gpu=on_gpu)
         programs = choose(every, chosen)
         found = _measure_all(programs, threads, 1 if on_gpu else CPU_ROUNDS)
     return _rows(programs, found, gpt2, threads)
@@ -135,7 +142,7 @@ def _inputs(
     return TrainInputs(settings, adapter, examples, range(first, first + steps), gpt2.config.eos_token_id)
 
 
-def _programs(exact: TrainInputs, shared: TrainInputs, *, on_gpu: bool) -> dict[str, Program]:
+def _programs(exact: TrainInputs, shared: TrainInputs, together: Sequence[int], *, on_gpu: bool) -> dict[str, Program]:
     """Return the programs by name: `exact` has one reference per MR, `shared` several."""
     *_, best = measured = precisions()
     found: dict[str, Program] = {}
@@ -155,6 +162,8 @@ def _programs(exact: TrainInputs, shared: TrainInputs, *, on_gpu: bool) -> dict[
         found[f"ours, {precision}"] = Program(ours, exact, (precision, "auto"), precision)
         if on_gpu:
             found[f"ours, eager, {precision}"] = Program(ours, exact, (precision, "off"), precision)
+    for number in together:
+        found[f"ours, {number} together, {best}"] = Program(ours, exact, (best, "auto", number), best, number)
     refs = shared.settings.train.refs_per_mr
     found[f"ours, {refs} references per MR, {best}"] = Program(ours, shared, (best, "auto"), best)
     return {name: program for name, program in found.items() if program.precision in measured}
@@ -180,8 +189,8 @@ def _rows(
         inputs, measured = program.inputs, found[name]
         batches = inputs.batches()
         counts = count_tokens(inputs.examples, batches, inputs.settings.train.refs_per_mr > 1)
-        rates[name] = sum(map(len, batches)) / measured.seconds
-        shares[name] = necessary_work(gpt2, counts) / measured.seconds / ceilings[program.precision]
+        rates[name] = program.together * sum(map(len, batches)) / measured.seconds
+        shares[name] = program.together * necessary_work(gpt2, counts) / measured.seconds / ceilings[program.precision]
         peaks[name] = measured.peak_bytes / 2**30
     times: dict[str, StepTimes] = {name: measured.result for name, measured in found.items()}
     steps = len(next(iter(programs.values())).inputs.steps)
@@ -203,6 +212,7 @@ def _rows(
         *compared(rates, "", "examples/s", more_is_better=True),
         *_gains(rates),
         *per_step(lambda time: 1e3 * time.seconds, ": step", "ms"),
+        *_per_adapter(programs, times, steps),
         *per_step(lambda time: None if time.busy_seconds is None else 1e3 * time.busy_seconds, ": GPU busy", "ms/step"),
         *per_step(lambda time: time.kernels, ": kernels", "per step"),
         *per_step(lambda time: time.launches, ": launches", "per step"),
@@ -212,10 +222,21 @@ def _rows(
     ]
 
 
+def _per_adapter(programs: Mapping[str, Program], times: Mapping[str, StepTimes], steps: int) -> list[Row]:
+    """Return the time of a step for each of several runs that train together, and how often it fits in one's alone."""
+    rows = []
+    for name, program in ((name, program) for name, program in programs.items() if program.together > 1):
+        own, alone = times[name].seconds / program.together, times.get(f"ours, {program.precision}")
+        ratio = None if alone is None else round(alone.seconds / own, 3)
+        rows.append(Row(f"{name}: step and adapter", round(1e3 * own / steps, 3), "ms", ratio))
+    return rows
+
+
 def _gains(rates: Mapping[str, float]) -> list[Row]:
     """Compare our rates with the best rate of each peer, in whatever precision each is fastest."""
     rows = []
-    mine = [name for name in rates if name.startswith("ours")][-2:]
+    own = [name for name in rates if name.startswith("ours")]
+    mine = [n for n in own if "together" not in n][-2:] + [n for n in own if "together" in n]
     for peer, times in ((SEED, "the seed paper's"), (PEFT, "PEFT's best")):
         best = max((rate for name, rate in rates.items() if name.startswith(peer)), default=None)
         if best is not None:

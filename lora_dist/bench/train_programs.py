@@ -65,8 +65,10 @@ class TrainInputs:
         return [global_batch(order, number, cfg.global_batch_size) for number in self.steps]
 
 
-def ours(inputs: TrainInputs, precision: Precision, cuda_graphs: Literal["auto", "off"]) -> tuple[float, StepTimes]:
-    """Time the steps in this package."""
+def ours(
+    inputs: TrainInputs, precision: Precision, cuda_graphs: Literal["auto", "off"], together: int = 1
+) -> tuple[float, StepTimes]:
+    """Time the steps in this package, of one run or of several that train together; the loss is the first one's."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = MIXED_PRECISION[precision]
     cfg = replace(inputs.settings.train, cuda_graphs=cuda_graphs)
     with (
@@ -74,12 +76,14 @@ def ours(inputs: TrainInputs, precision: Precision, cuda_graphs: Literal["auto",
         world(str(bench_device())) as here,
         reproducible(cfg.seed, deterministic=cfg.deterministic),
     ):
-        trainer = Trainer(replace(inputs.settings, train=cfg), RunDir(Path(folder, "run")), here)
-        peak = replace(cfg, epochs=ENDLESS)
-        make = OptimizerStep(trainer.strategy, inputs.examples, peak, trainer.shapes, inputs.pad_id, here)
+        cfgs = [replace(cfg, seed=cfg.seed + number) for number in range(together)]
+        runs = [(replace(inputs.settings, train=each), RunDir(Path(folder, str(each.seed)))) for each in cfgs]
+        trainer = Trainer(runs, here)
+        peaks = [replace(each, epochs=ENDLESS) for each in cfgs]
+        make = OptimizerStep(trainer.strategy, inputs.examples, peaks, trainer.shapes, inputs.pad_id, here)
 
         def step(k: int) -> Tensor:
-            done = make(inputs.steps[k])
+            done, *_ = make(inputs.steps[k])
             return done.sums[0] / done.labels
 
         times = time_steps(step, len(inputs.steps))

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings
+from lora_dist.config import DataSettings, DecodeSettings, ModelSettings, Precision, Settings, TrainSettings
 from lora_dist.distributed.logs import LogSettings
 from lora_dist.distributed.watchdog import HANG_TIMEOUT
 from lora_dist.errors import UserError
+from lora_dist.workflows.settings import SweepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,25 @@ class TrainCommand(LaunchedCommand, Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepCommand(LaunchedCommand, SweepSettings, Settings):
+    """Train runs over one frozen base model at the same time, decode and score each, and report them together.
+
+    Each combination of the values is an ordinary run below --out. Under a launcher the runs are dealt out to the
+    processes. When repeated, the command skips complete runs and resumes the others.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        SweepSettings.__post_init__(self)
+        if self.train.seed != TrainSettings().seed:
+            raise UserError(f"--train.seed is {self.train.seed}: give --seeds, one for each run")
+        if self.train.tracker != "none":
+            raise UserError(
+                f"--train.tracker is {self.train.tracker}: runs that train together write metrics.jsonl only"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanCommand(JsonCommand, Settings):
     """Compute memory, communication volume and schedule of a training with these settings, without loading anything."""
 
@@ -63,12 +83,16 @@ class PlanCommand(JsonCommand, Settings):
     """Device that the processes compute on; auto is what this machine has."""
     precision: Precision | None = None
     """Precision of the frozen weights; None is what the device would use."""
+    together: int = 1
+    """Runs that each process trains at the same time, as sweep does; only the memory depends on it."""
     memory: float | None = None
     """Memory that each process may use, in GiB; None is what this machine has for each."""
 
     def __post_init__(self) -> None:
         if self.memory is not None and not 0 < self.memory < math.inf:
             raise UserError(f"--memory is {self.memory}: must be > 0 GiB")
+        if self.together < 1:
+            raise UserError(f"--together is {self.together}: must be >= 1")
 
 
 @dataclass(frozen=True, kw_only=True)

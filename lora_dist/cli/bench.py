@@ -79,8 +79,14 @@ class BenchTrainCommand(ShapedCommand, Settings):
     """Optimizer steps to time, after the same steps as a warm-up; None is 3 on a CPU and 50 on a GPU."""
     programs: tuple[str, ...] = ()
     """Measure only programs whose names begin so, such as "ours, bf16" "PEFT"; by default all of them."""
+    together: tuple[int, ...] = ()
+    """Also measure as many runs that train together, such as 1 2 4 8; their rate is that of all of them."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads of each program."""
+
+    def __post_init__(self) -> None:
+        if any(number < 1 for number in self.together):
+            raise UserError(f"--together is {' '.join(map(str, self.together))}: each must be >= 1")
 
 
 def bench(argv: Sequence[str]) -> int:
@@ -141,9 +147,10 @@ def _train(argv: Sequence[str]) -> Measured:
     command = parse_with_preset(BenchTrainCommand, "bench train", BenchTrainCommand.__doc__, argv)
     from lora_dist.bench.train import bench_train
 
-    return bench_train(
-        command.sections(), command.shape, command.updates, command.threads, command.programs
-    ), command.json
+    rows = bench_train(
+        command.sections(), command.shape, command.updates, command.threads, command.programs, command.together
+    )
+    return rows, command.json
 
 
 _BENCHMARKS: dict[str, tuple[type[LogSettings], Callable[[Sequence[str]], Measured]]] = {

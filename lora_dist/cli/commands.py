@@ -17,6 +17,7 @@ from lora_dist.cli.arguments import (
     PlanCommand,
     ReportCommand,
     ScoreCommand,
+    SweepCommand,
     TrainCommand,
     VerifyCommand,
 )
@@ -46,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     with training_world(command) as here, claimed_output(command, here) as overwrite:
         on_main(here, find_java)  # not after hours of training
         on_main(here, lambda: check_test_set(settings))
-        train_adapter(settings, folder, here, overwrite=overwrite, scorer=DevScorer)
+        train_adapter([(settings, folder)], here, overwrite=overwrite, scorer=DevScorer)
         decode(settings, folder, here)
         is_main = here.is_main
     if is_main:  # no rank waits while Java computes METEOR
@@ -64,10 +65,21 @@ def train(argv: Sequence[str]) -> int:
     command = parse_with_preset(TrainCommand, "train", train.__doc__, argv)
     folder = RunDir(command.out)
     with training_world(command) as here, claimed_output(command, here) as overwrite:
-        train_adapter(command.sections(), folder, here, overwrite=overwrite, scorer=DevScorer)
+        train_adapter([(command.sections(), folder)], here, overwrite=overwrite, scorer=DevScorer)
         if here.is_main:
             print(f"adapter in {folder.adapter}; next: lora-dist decode {folder.root}")
     return 0
+
+
+def sweep(argv: Sequence[str]) -> int:
+    """Train many seeds or settings as one training, then decode, score and report: sweep PRESET --seeds 42 43 44."""
+    from lora_dist.distributed.world import world
+    from lora_dist.workflows.sweep import report_sweep, sweep_runs
+
+    command = parse_with_preset(SweepCommand, "sweep", sweep.__doc__, argv)
+    with world(command.device, hang_timeout=command.hang_timeout) as here:
+        launches, is_main = sweep_runs(command, command.sections(), here), here.is_main
+    return report_sweep(launches, RunDir(command.out)) if is_main else 0
 
 
 def decode(argv: Sequence[str]) -> int:
@@ -194,7 +206,7 @@ def plan(argv: Sequence[str]) -> int:
 
     command = parse_with_preset(PlanCommand, "plan", plan.__doc__, argv)
     available = None if command.memory is None else int(command.memory * 2**30)
-    planned = make_plan(command, command.processes, command.device, command.precision, available)
+    planned = make_plan(command, command.processes, command.device, command.precision, available, command.together)
     print(plan_table(planned))
     if command.json is not None:
         save_text(command.json, json.dumps(to_json(planned), indent=2) + "\n")
@@ -216,12 +228,9 @@ def verify(argv: Sequence[str]) -> int:
     from lora_dist.workflows.verify import verify as verify_here
 
     command = parse(VerifyCommand, "verify", argv)
-    return verify_here(
-        None if command.model is None else ModelSettings(name=str(command.model)),
-        None if command.data is None else DataSettings(dir=command.data),
-        command.processes or (default_processes(),),
-        command.accumulation,
-    )
+    model = None if command.model is None else ModelSettings(name=str(command.model))
+    data = None if command.data is None else DataSettings(dir=command.data)
+    return verify_here(model, data, command.processes or (default_processes(),), command.accumulation)
 
 
 def reproduce(argv: Sequence[str]) -> int:

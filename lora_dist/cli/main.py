@@ -33,6 +33,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     for function in (
         commands.run,
         commands.train,
+        commands.sweep,
         commands.decode,
         commands.score,
         commands.report,

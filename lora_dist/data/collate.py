@@ -1,5 +1,6 @@
 """Turn examples into a batch of tensors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +42,8 @@ class Batch:
     segments: Tensor | None
     """Reference that each token of a row belongs to, from 1; 0 is the MR, which all of them attend to, and -1 padding:
     (rows, length). None if each row is one example."""
+    parts: tuple[BatchShape, ...]
+    """The shapes of the batches that it consists of, one for each adapter; see `stack`."""
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`; to a GPU it goes in one copy, which the host does not wait for."""
@@ -109,6 +112,50 @@ def collate(
         loss_inverse=torch.from_numpy(loss_inverse),
         labels=_padded(labels, shape.labels - len(labels), IGNORE),
         segments=segments,
+        parts=(shape,),
+    )
+
+
+def contents_of(examples: TokenizedExamples, indices: Indices) -> Contents:
+    """Return the contents of a batch of the examples `indices` (n,), each in a row of its own."""
+    lengths = examples.lengths[indices] - 1
+    labels = int(examples.label_counts[indices].sum())
+    return Contents(len(indices), int(lengths.sum()), int(lengths.max(initial=0)), labels)
+
+
+def stack(batches: Sequence[Batch]) -> Batch:
+    """Concatenate batches, one for each adapter; the labels of each then end with its own padding."""
+    if len(batches) == 1:
+        return batches[0]
+    assert all(batch.segments is None for batch in batches), "references that share an MR are not stacked"
+    parts = tuple(batch.shape for batch in batches)
+    tokens = np.cumsum([0, *(part.tokens for part in parts)]).tolist()
+    places = np.cumsum([0, *(part.rows * part.length for part in parts)]).tolist()
+    outputs = np.cumsum([0, *(part.outputs for part in parts)]).tolist()
+
+    def shifted(name: str, offsets: list[int]) -> Tensor:
+        """Concatenate indices into concatenated tensors; -1, for none, stays."""
+        indices = [getattr(batch, name) for batch in batches]
+        return torch.cat([torch.where(i < 0, i, i + by) for i, by in zip(indices, offsets, strict=False)])
+
+    shape = BatchShape(
+        tokens[-1],
+        sum(part.rows for part in parts),
+        max(part.length for part in parts),
+        outputs[-1],
+        sum(part.labels for part in parts),
+    )
+    return Batch(
+        shape=shape,
+        tokens=torch.cat([batch.tokens for batch in batches]),
+        positions=torch.cat([batch.positions for batch in batches]),
+        pad_index=shifted("pad_index", places),
+        pad_inverse=shifted("pad_inverse", tokens),
+        loss_index=shifted("loss_index", tokens),
+        loss_inverse=shifted("loss_inverse", outputs),
+        labels=torch.cat([batch.labels for batch in batches]),
+        segments=None,
+        parts=parts,
     )
 
 

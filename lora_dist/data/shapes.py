@@ -55,6 +55,10 @@ class Shapes(Protocol):
         """Return a shape that holds `contents`."""
         ...
 
+    def for_all(self, contents: Sequence[Contents]) -> "Shapes":
+        """Return the shapes of batches that are computed together, one for each adapter."""
+        ...
+
 
 @dataclass(frozen=True)
 class RoundedShapes:
@@ -69,6 +73,10 @@ class RoundedShapes:
         # The rows together need free places for the padding tokens.
         length = max(self._up(contents.longest), self._up(-(-tokens // rows)))
         return BatchShape(tokens, rows, length, min(tokens, self._up(max(1, contents.labels))), contents.labels)
+
+    def for_all(self, contents: Sequence[Contents]) -> "RoundedShapes":
+        """Let each batch have its own shape."""
+        return self
 
     def _up(self, value: int) -> int:
         return -(-value // self.multiple) * self.multiple
@@ -92,6 +100,10 @@ class StaticShapes:
             ):
                 return shape
         raise AssertionError(f"no static shape holds {contents}")
+
+    def for_all(self, contents: Sequence[Contents]) -> "StaticShapes":
+        """Let all batches have the same shape, the one with the least work that holds each of them."""
+        return StaticShapes((self.fit(Contents(*map(max, zip(*contents, strict=True)))),))
 
 
 def static_shapes(contents: Indices, counts: Indices, most: int, multiple: int) -> StaticShapes:

@@ -134,7 +134,7 @@ def decode_shard(
     started, finished, failed = SharedCounter(world), SharedCounter(world), SharedCounter(world)
     total = sum(map(len, todo))
     with tqdm(
-        total=total, desc="decode", unit="sentence", leave=None, disable=not world.is_main, dynamic_ncols=True
+        total=total, desc="decode", unit="sentence", leave=None, disable=not world.shows_progress, dynamic_ncols=True
     ) as bar:
         while (number := started.add(1) - 1) < len(todo) and not failed.add(0) and not asked_to_end():
             world.watchdog.progress(f"chunk {number + 1} of {len(todo)}")

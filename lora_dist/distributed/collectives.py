@@ -34,7 +34,8 @@ def on_main(world: World, work: Callable[[], T]) -> T:
             result = [work(), None]
         except UserError as error:
             result = [None, str(error)]
-    broadcast_object_list(result)
+    if not world.is_solo:
+        broadcast_object_list(result)
     if result[1] is not None:
         raise UserError(result[1])
     value: T = result[0]
@@ -64,7 +65,7 @@ def first_on_node(world: World, work: Callable[[], T]) -> T:
     result: T | None = None
     problem: str | None = None
     for turn in (True, False):
-        if (int(world.accelerator.local_process_index) == 0) == turn:
+        if (world.is_solo or int(world.accelerator.local_process_index) == 0) == turn:
             try:
                 result = work()
             except UserError as error:
@@ -77,7 +78,8 @@ def first_on_node(world: World, work: Callable[[], T]) -> T:
 
 def barrier(world: World) -> None:
     """Wait for all ranks. Collective: call on all ranks."""
-    world.accelerator.wait_for_everyone()
+    if not world.is_solo:
+        world.accelerator.wait_for_everyone()
 
 
 def barrier_while(world: World, work: Callable[[], None]) -> None:
@@ -97,7 +99,7 @@ def barrier_while(world: World, work: Callable[[], None]) -> None:
 
 def gather_objects(world: World, items: list[T]) -> list[T]:
     """Concatenate the lists of all ranks in rank order, on every rank. Collective: call on all ranks."""
-    gathered: list[T] = gather_object(items)
+    gathered: list[T] = items if world.is_solo else gather_object(items)
     return gathered
 
 
@@ -177,5 +179,7 @@ class StopPoll:
 
 def sum_over_ranks(world: World, values: Tensor) -> Tensor:
     """Sum `values` (n,) element-wise over ranks in fp64: (n,) on every rank. Collective: call on all ranks."""
+    if world.is_solo:
+        return values.double()
     total: Tensor = world.accelerator.reduce(values.double(), reduction="sum")
     return total

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -53,16 +53,30 @@ class World:
     """Key-value store of all ranks; None for one process."""
     control_group: dist.ProcessGroup | None
     """All ranks over gloo, for messages that do not go through the GPU; None for one process."""
+    is_solo: bool = False
+    """Whether this is a world of this process alone, see `solo`."""
 
     @property
     def rank(self) -> int:
         """This process, 0 <= rank < size; rank 0 writes files and prints."""
-        return int(self.accelerator.process_index)
+        return 0 if self.is_solo else int(self.accelerator.process_index)
 
     @property
     def size(self) -> int:
         """Number of processes of the run."""
-        return int(self.accelerator.num_processes)
+        return 1 if self.is_solo else int(self.accelerator.num_processes)
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this process shows progress bars, of which several would overwrite each other."""
+        return int(self.accelerator.process_index) == 0
+
+    def solo(self) -> "World":
+        """Return a world of this process alone, on its device, for work that needs no other rank.
+
+        Nothing that is done in it waits for another rank.
+        """
+        return replace(self, store=None, control_group=None, is_solo=True)
 
     @property
     def device(self) -> torch.device:

@@ -1,32 +1,55 @@
-"""The trainable matrices of a model as one parameter, for training.
+"""The trainable matrices of a model as one parameter, for training: of one adapter, or of several over one base.
 
 So a step has one cast to the compute precision, one gradient, one reduction over the ranks and one AdamW, instead of
 one for each of up to 192 matrices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lora_dist.config import LoraSettings
 from lora_dist.model import lora
+from lora_dist.model.stacked import StackedAdapters
+
+Matrices = Mapping[str, Tensor]
+"""A (r, in) and B (out, r) of each layer by PEFT's names."""
 
 
 class FlatAdapter(nn.Module):
     """Owns the matrices of all wrapped layers of a model, which get them anew for each forward pass."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Move the matrices of `model`, which has no trainable parameters afterwards, into one parameter."""
+    def __init__(
+        self, model: nn.Module, others: Sequence[tuple[LoraSettings, Matrices]] = (), *, batched: bool = False
+    ) -> None:
+        """Move the matrices of `model`, which has no trainable parameters afterwards, into one parameter.
+
+        Args:
+            model: a model with an adapter, the first one.
+            others: settings and matrices of the other adapters; they differ in their values, scaling and dropout only.
+            batched: see `StackedAdapters`.
+        """
         super().__init__()
         named = lora.parameters(model)
         self._shapes = {name: parameter.shape for name, parameter in named.items()}
         self._sizes = [parameter.numel() for parameter in named.values()]
         self._layers = [layer for _, layer in lora.layers(model)]
-        self.values = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in named.values()]))
-        """All elements of A (r, in) and B (out, r) of each layer, in the model's order: (elements,) fp32."""
+        device = next(iter(named.values())).device
+        adapters = [self.join({name: p.detach() for name, p in named.items()})]
+        adapters += [self.join(matrices).to(device, torch.float32) for _, matrices in others]
+        self.count = len(adapters)
+        """Number of adapters."""
+        self.values = nn.Parameter(torch.stack(adapters))
+        """All elements of A and B of each layer, in the model's order, of each adapter: (adapters, elements) fp32."""
+        first = self._layers[0]
+        self.scalings = [first.scaling, *(settings.scaling for settings, _ in others)]
+        self.dropouts = [first.dropout, *(settings.dropout for settings, _ in others)]
+        self.stacked = StackedAdapters(self.scalings, self.dropouts, device, batched=batched) if others else None
+        """What several adapters have in all layers; None with one."""
         for layer in self._layers:
             del layer.lora_A, layer.lora_B
-        self.assign(self.values.detach())
+        self.assign(self.values.detach()[:1])
 
     @property
     def layers(self) -> list[lora.LoraConv1D]:
@@ -38,24 +61,49 @@ class FlatAdapter(nn.Module):
         """PEFT's names of the matrices, in the model's order."""
         return list(self._shapes)
 
-    def forward(self, dtype: torch.dtype) -> Tensor:
-        """Return a copy of the elements in `dtype`, for `assign`: (elements,).
+    def forward(self, dtype: torch.dtype, first: int = 0, count: int | None = None) -> Tensor:
+        """Return a copy of the elements of some adapters in `dtype`, for `assign`: (adapters, elements).
 
         Under ZeRO-3, only the copy is whole after this call.
-        """
-        return self.values.to(dtype, copy=True)
 
-    def assign(self, elements: Tensor) -> None:
-        """Give each layer its A and B as views of `elements` (elements,)."""
-        parts = iter(self.split(elements).values())
+        Args:
+            dtype: of the copy.
+            first: the first of these adapters.
+            count: how many; None takes all from `first` on.
+        """
+        whole = first == 0 and count in (None, self.count)
+        some = self.values if whole else self.values[first:][:count]
+        return some.to(dtype, copy=True)
+
+    def assign(self, elements: Tensor, first: int = 0) -> None:
+        """Give each layer its A and B, as views of `elements` (adapters, elements) of the adapters from `first` on."""
+        one = len(elements) == 1
+        assert one or len(elements) == self.count, "a forward pass has one adapter or all of them"
+        parts = iter((self.split(elements) if one else self._split_all(elements)).values())
         for layer in self._layers:
             layer.lora_A, layer.lora_B = next(parts), next(parts)  # type: ignore[assignment]
+            layer.stacked = None if one else self.stacked
+            if one:
+                layer.scaling, layer.dropout = self.scalings[first], self.dropouts[first]
+
+    def seed_dropout(self, seeds: Sequence[int]) -> None:
+        """Seed the dropout of the next forward passes, one seed for each adapter: (adapters,)."""
+        if self.stacked is None:
+            torch.manual_seed(seeds[0])
+            return
+        for generator, seed in zip(self.stacked.generators, seeds, strict=True):
+            generator.manual_seed(seed)
 
     def split(self, elements: Tensor) -> dict[str, Tensor]:
-        """Split a tensor that is laid out as `values` is, (elements,), into the matrices by name."""
-        parts = zip(self._shapes.items(), torch.split(elements, self._sizes), strict=True)
+        """Split a tensor that is laid out as one adapter in `values`, (elements,) or (1, elements), by name."""
+        parts = zip(self._shapes.items(), torch.split(elements.view(-1), self._sizes), strict=True)
         return {name: part.view(shape) for (name, shape), part in parts}
 
-    def join(self, named: Mapping[str, Tensor]) -> Tensor:
+    def _split_all(self, elements: Tensor) -> dict[str, Tensor]:
+        """Split `elements` (adapters, elements) into stacked A (adapters, r, in) and B (adapters, out, r) by name."""
+        parts = zip(self._shapes.items(), torch.split(elements, self._sizes, dim=1), strict=True)
+        return {name: part.view(-1, *shape) for (name, shape), part in parts}
+
+    def join(self, named: Matrices) -> Tensor:
         """Invert `split`: (elements,)."""
         return torch.cat([named[name].flatten() for name in self._shapes])

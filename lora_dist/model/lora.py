@@ -5,7 +5,6 @@ are trained. They stay in fp32 whatever the precision of the frozen weights, and
 changes per step are too small for bf16. A fused `c_attn` (q, k and v in one matrix) gets one pair.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -15,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_dist.config import LoraSettings
 from lora_dist.errors import UserError
+from lora_dist.model.masks import keep_mask
+from lora_dist.model.stacked import StackedAdapters
 
 PEFT_PREFIX = "base_model.model."
 
@@ -26,18 +27,18 @@ class LoraConv1D(nn.Module):
         """Wrap `base`; A and B are drawn from `generator` on the CPU, so every rank and device draws the same."""
         super().__init__()
         self.base = base
-        weight, rank = self.weight(), settings.rank
-        in_features, out_features = weight.shape
+        weight = self.weight()
         self.scaling = settings.scaling
         self.dropout = settings.dropout
-        a = torch.randn(rank, in_features, generator=generator) / rank
-        b = torch.zeros(out_features, rank)
-        if settings.init == "gaussian":
-            b = torch.randn(out_features, rank, generator=generator) / rank
+        a, b = draw(weight.shape, settings, generator)
         self.lora_A = nn.Parameter(a.to(weight.device))
         self.lora_B = nn.Parameter(b.to(weight.device))
         self.mask: Tensor | None = None
-        """Dropout mask of the next forward pass, see `draw_masks`; None draws one in the pass."""
+        """Dropout mask of the next forward pass, see `masks.draw_masks`; None draws one in the pass."""
+        self.stacked: StackedAdapters | None = None
+        """With several adapters in the next forward pass: A is (adapters, r, in) then, and B (adapters, out, r)."""
+        self.sizes: Sequence[int] = ()
+        """Rows of each of them in that pass: (adapters,)."""
         self.adds_in_place = False
         """Whether the result of `base` may be changed in place, which saves a copy of it."""
         self._unmerged: Tensor | None = None
@@ -53,6 +54,8 @@ class LoraConv1D(nn.Module):
         out: Tensor = self.base(x)
         if self.merged:
             return out
+        if self.stacked is not None:
+            return self._add_stacked(out, x, self.stacked)
         scaling, a, b = self.scaling, self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
         if self.training and self.dropout > 0:
             mask, self.mask = self.mask, None
@@ -63,6 +66,14 @@ class LoraConv1D(nn.Module):
             return out.addmm_(hidden, b.t(), alpha=scaling)
         flat = torch.addmm(out.view(-1, b.shape[0]), hidden.view(-1, b.shape[1]), b.t(), alpha=scaling)
         return flat.view(out.shape)
+
+    def _add_stacked(self, out: Tensor, x: Tensor, adapters: StackedAdapters) -> Tensor:
+        """Add the product of each adapter to its own rows of `out` (rows, out), given the input x (rows, in)."""
+        a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        if self.training and adapters.drops:
+            mask, self.mask = self.mask, None
+            x = x * (adapters.mask(self.sizes, x) if mask is None else mask)
+        return adapters.add(out, x, a, b, self.sizes, training=self.training, in_place=self.adds_in_place)
 
     def delta(self) -> Tensor:
         """Compute the change of the weight, (alpha / r) (B A)^T in fp32: (in, out)."""
@@ -88,33 +99,24 @@ class LoraConv1D(nn.Module):
         return weight
 
 
-def keep_mask(shape: Sequence[int], dropout: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Draw a dropout mask of any shape and dtype: 1 keeps an element, 0 drops it.
-
-    The probability is rounded to a multiple of 2**-16, as four decisions come from one random 64-bit integer. Torch's
-    own dropout draws one integer per element, which on a CPU takes longer than the product with A.
-    """
-    size = math.prod(shape)
-    drawn = torch.empty(math.ceil(size / 4), dtype=torch.int64, device=device).random_(-(2**63), None)
-    quarters = drawn.view(torch.int16)[:size].view(shape)
-    return torch.ge(quarters, round(2**16 * dropout) - 2**15, out=torch.empty(shape, dtype=dtype, device=device))
+def draw(shape: Sequence[int], settings: LoraSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw the initial A (r, in) and B (out, r) for a weight of `shape` (in, out)."""
+    in_features, out_features = shape
+    a = torch.randn(settings.rank, in_features, generator=generator) / settings.rank
+    b = torch.zeros(out_features, settings.rank)
+    if settings.init == "gaussian":
+        b = torch.randn(out_features, settings.rank, generator=generator) / settings.rank
+    return a, b
 
 
-def draw_masks(layers: Sequence[LoraConv1D], rows: Sequence[int], dtype: torch.dtype) -> None:
-    """Draw the dropout masks of several layers at once, each for the layer's next forward pass.
-
-    Args:
-        layers: the layers, all with the same dropout.
-        rows: rows that each of them will get: (layers,).
-        dtype: of their inputs.
-    """
-    if not layers or layers[0].dropout == 0:
-        return
-    shapes = [(size, layer.lora_A.shape[1]) for layer, size in zip(layers, rows, strict=True)]
-    sizes = [math.prod(shape) for shape in shapes]
-    drawn = keep_mask((sum(sizes),), layers[0].dropout, dtype, layers[0].lora_A.device)
-    for layer, shape, mask in zip(layers, shapes, torch.split(drawn, sizes), strict=True):
-        layer.mask = mask.view(shape)
+def initial_state(model: nn.Module, settings: LoraSettings, seed: int) -> dict[str, Tensor]:
+    """Draw the matrices that `inject` would give to `model`, whose layers are wrapped already, by PEFT's names."""
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, Tensor] = {}
+    for name, layer in layers(model):
+        a, b = draw(layer.weight().shape, settings, generator)
+        found |= {f"{PEFT_PREFIX}{name}.lora_A.weight": a, f"{PEFT_PREFIX}{name}.lora_B.weight": b}
+    return found
 
 
 def inject(model: nn.Module, settings: LoraSettings, seed: int, source: str = "--lora.targets") -> None:

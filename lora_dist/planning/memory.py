@@ -8,7 +8,7 @@ constants measured with GPT-2 Small on Linux and glibc. So on a CPU the sum is r
 torch's allocator are not included.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from lora_dist.config import Precision
@@ -102,6 +102,11 @@ class Memory:
     def total(self) -> int:
         """Sum of all parts."""
         return sum(getattr(self, part.name) for part in fields(self))
+
+
+def several(work: Workload, adapters: int) -> Workload:
+    """Return the work of as many adapters at the same time: the head computes the logits of one after the other."""
+    return replace(work, trainable=adapters * work.trainable, activations=adapters * work.activations)
 
 
 def memory(strategy: Strategy | None, work: Workload, *, captured: bool) -> Memory:

@@ -19,7 +19,7 @@ from lora_dist.model import lora
 from lora_dist.model.base import reference_row
 from lora_dist.model.kernels.select import kernels_for
 from lora_dist.planning.activations import logits_bytes, saved_bytes
-from lora_dist.planning.memory import Kind, Memory, Workload, bytes_sent, memory
+from lora_dist.planning.memory import Kind, Memory, Workload, bytes_sent, memory, several
 from lora_dist.planning.shapes import Corpus, read_corpus, read_model_files
 from lora_dist.training.captured import why_eager
 
@@ -69,7 +69,12 @@ class Plan:
 
 
 def make_plan(
-    settings: Settings, processes: int, device: str, precision: Precision | None, available: int | None
+    settings: Settings,
+    processes: int,
+    device: str,
+    precision: Precision | None,
+    available: int | None,
+    together: int = 1,
 ) -> Plan:
     """Plan a training.
 
@@ -79,31 +84,32 @@ def make_plan(
         device: `cpu`, `cuda`, or `auto` for what this machine has.
         precision: precision of the frozen weights; None is what the device would use.
         available: bytes that a process may use; None is what this machine has for each.
+        together: runs that each process trains at the same time; memory is then an upper bound.
 
     Raises:
         UserError: for settings that `train` or `decode` would refuse.
     """
     if processes < 1:
         raise UserError(f"--processes is {processes}: must be >= 1")
-    cfg = settings.train
-    cfg.micro_batch_size(processes)
+    cfg, sharing = settings.train, processes if together == 1 else 1  # processes that share a global batch
+    cfg.micro_batch_size(sharing)
     kind: Kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    precision = precision or _default_precision(kind)
+    precision, name = precision or _default_precision(kind), settings.model.name
     config, tokenizer = read_model_files(settings.model)
-    name, vocabulary = settings.model.name, config.vocab_size
+    vocabulary = config.vocab_size
     rows = vocabulary + (tokenizer is None or reference_row(name, tokenizer, vocabulary) == vocabulary)
     model = _model_of_shapes(config, settings)
     corpus = read_corpus(
         settings,
-        processes,
+        sharing,
         tokenizer,
         config.n_positions,
         kernels_for(torch.device(kind)),
         lambda shape: saved_bytes(model, shape, precision, kind) + logits_bytes(shape, rows, precision, kind),
     )
     check_room(config.n_positions, corpus.longest_prompt, settings.decode)
-    work = _workload(model, rows, corpus, processes, kind, precision)
-    strategies = _strategies(processes)
+    work = several(_workload(model, rows, corpus, sharing, kind, precision), together)
+    strategies = _strategies(sharing)
     return Plan(
         model=name,
         device=kind,
@@ -112,7 +118,7 @@ def make_plan(
         frozen=work.frozen,
         trainable=work.trainable,
         corpus=corpus,
-        schedule=_schedule(cfg, corpus.examples, work.trainable, config.n_embd),
+        schedule=_schedule(cfg, corpus.examples, work.trainable // together, config.n_embd),
         memory={key: memory(each, work, captured=_captured(cfg, each, kind)) for key, each in strategies.items()},
         available=available or _memory_here(kind, processes),
         sent={key: bytes_sent(strategy, work, cfg.accumulation_steps) for key, strategy in strategies.items()},
@@ -154,8 +160,7 @@ def _workload(
         kind: kind of device.
         precision: precision of the frozen weights.
     """
-    config = model.config
-    new_rows = rows - config.vocab_size
+    config, new_rows = model.config, rows - model.config.vocab_size
     return Workload(
         processes=processes,
         kind=kind,

@@ -6,7 +6,7 @@ is one parameter.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -48,14 +48,14 @@ class CapturedLoss(nn.Module):
         """Wrap `loss`, at first without graphs."""
         super().__init__()
         self.loss = loss
-        self._graphs: dict[BatchShape, _Graph] = {}
+        self._graphs: dict[tuple[BatchShape, ...], _Graph] = {}
         self._recorder: GraphRecorder | None = None
 
-    def forward(self, batch: Batch, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, scale: float | Sequence[float] = 1.0, first: int = 0) -> tuple[Tensor, Tensor]:
         """See `ReferenceLoss.forward`."""
-        graph = self._graphs.get(batch.shape) if self.training and torch.is_grad_enabled() else None
+        graph = self._graphs.get(batch.parts) if self.training and torch.is_grad_enabled() else None
         if graph is None:
-            found: tuple[Tensor, Tensor] = self.loss(batch, scale)
+            found: tuple[Tensor, Tensor] = self.loss(batch, scale, first)
             return found
         replayed: tuple[Tensor, Tensor] = _Replay.apply(self.loss.adapter.values, graph, batch, scale)  # type: ignore[no-untyped-call]
         return replayed
@@ -71,11 +71,11 @@ class CapturedLoss(nn.Module):
         self._recorder = recorder
         self.train()
         values = self.loss.adapter.values.detach()
-        gradient, results = torch.empty_like(values), values.new_empty(3)
+        gradient, results = torch.empty_like(values), values.new_empty(1 + 2 * len(values))
         try:
             bar = tqdm(list(batches), desc="capture", unit="graph", leave=False, disable=not show_progress)
             self._graphs = {
-                batch.shape: _Graph(self.loss, batch, gradient.detach(), results, recorder) for batch in bar
+                batch.parts: _Graph(self.loss, batch, gradient.detach(), results, recorder) for batch in bar
             }
         except RuntimeError as error:
             # The end of a failed recording raises an error of its own.
@@ -102,27 +102,29 @@ class _Graph:
         Args:
             loss: the module.
             batch: a batch of the shape.
-            gradient: where to write the gradient of the adapter: (elements,).
-            results: where to write the loss and the two sums: (3,).
+            gradient: where to write the gradient of the adapters: (adapters, elements).
+            results: where to write the loss and then the sums of each adapter: (1 + 2 adapters,).
             recorder: records the graph.
         """
         self.gradient, self.results = gradient, results
         self._loss = loss
         self._packed = batch.pack().to(gradient.device)
-        self._batch, self._scale = batch.unpack(self._packed), results.new_zeros(())
-        self._replay = recorder.record(self._compute)
+        self._batch, self._scale = batch.unpack(self._packed), results.new_zeros(len(gradient))
+        stacked = loss.adapter.stacked
+        self._replay = recorder.record(self._compute, () if stacked is None else stacked.generators)
 
     def _compute(self) -> None:
         loss, sums = self._loss(self._batch, self._scale)
         (gradient,) = torch.autograd.grad(loss, self._loss.adapter.values)
         self.gradient.copy_(gradient)
         self.results[0].copy_(loss.detach())
-        self.results[1:].copy_(sums)
+        self.results[1:].copy_(sums.view(-1))
 
-    def replay(self, batch: Batch, scale: float) -> None:
+    def replay(self, batch: Batch, scale: float | Sequence[float]) -> None:
         """Compute another batch of the shape; the host waits neither for the copy nor for the result."""
         self._packed.copy_(batch.pack(), non_blocking=True)
-        self._scale.fill_(scale)
+        for own, value in zip(self._scale, [scale] if isinstance(scale, int | float) else scale, strict=True):
+            own.fill_(value)
         self._replay()
 
 
@@ -130,10 +132,12 @@ class _Replay(torch.autograd.Function):
     """A replay as a function of the adapter, so that hooks of DDP and ZeRO get its gradient as from eager layers."""
 
     @staticmethod
-    def forward(ctx: Any, _: Tensor, graph: _Graph, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, _: Tensor, graph: _Graph, batch: Batch, scale: float | Sequence[float]
+    ) -> tuple[Tensor, Tensor]:
         graph.replay(batch, scale)
         ctx.graph = graph
-        loss, sums = graph.results[0].clone(), graph.results[1:].clone()
+        loss, sums = graph.results[0].clone(), graph.results[1:].clone().view(-1, 2)
         ctx.mark_non_differentiable(sums)
         return loss, sums
 

@@ -52,25 +52,24 @@ class Checkpoints:
     keep: int
     """How many of the newest checkpoints to keep."""
 
-    def save(self, steps: int, strategy: TrainingStrategy, world: World) -> None:
-        """Write the checkpoint after `steps` steps, then delete the oldest. Collective: call on all ranks."""
-        adapter, moments = strategy.adapter(), strategy.moments()
+    def save(self, steps: int, strategy: TrainingStrategy, world: World, number: int = 0) -> None:
+        """Write the checkpoint of adapter `number` after `steps` steps. Collective: call on all ranks."""
+        adapter, moments = strategy.adapter(number), strategy.moments(number)
         if world.is_main and steps not in self.complete():
             with new_folder(self.run.checkpoint(steps), marker=COMPLETE) as folder:
                 save_adapter(folder, adapter, self.lora, self.base)
                 (folder / OPTIMIZER).write_bytes(tensors_to_bytes(moments))
                 # The field names are those of the first format; for a day they were steps and identity.
                 write_json(folder / STATE, {"updates": steps, "recipe": self.identity})
-            self._delete_old()
         barrier(world)
 
-    def newest(self) -> Checkpoint | None:
-        """Load the newest complete checkpoint; return None if there is none.
+    def newest(self, until: int | None = None) -> Checkpoint | None:
+        """Load the newest complete checkpoint, after at most `until` steps; return None if there is none.
 
         Raises:
             UserError: if it belongs to another training, or is damaged.
         """
-        if not (complete := self.complete()):
+        if not (complete := [steps for steps in self.complete() if until is None or steps <= until]):
             self._require_new()
             return None
         folder = self.run.checkpoint(complete[-1])
@@ -107,15 +106,23 @@ class Checkpoints:
             )
 
     def complete(self) -> list[int]:
-        """List the steps after which a complete checkpoint was written, oldest first."""
-        return sorted(step for step, folder in self.run.checkpoint_folders().items() if (folder / COMPLETE).exists())
+        """See `complete_steps`."""
+        return complete_steps(self.run)
 
-    def _delete_old(self) -> None:
+    def delete_old(self, world: World) -> None:
+        """Delete all but the newest, on rank 0; of runs that train together, once all of them have saved theirs."""
+        if not world.is_main:
+            return
         for steps in self.complete()[: -self.keep]:
             folder = self.run.checkpoint(steps)
             if not folder.is_symlink():
                 (folder / COMPLETE).unlink()  # first, so that a half-deleted checkpoint never counts as complete
             remove(folder)
+
+
+def complete_steps(run: RunDir) -> list[int]:
+    """List the steps after which a complete checkpoint was written, oldest first."""
+    return sorted(step for step, folder in run.checkpoint_folders().items() if (folder / COMPLETE).exists())
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -4,6 +4,8 @@ The vocabulary is by far the widest dimension of the model. So the forward pass 
 of (labels, vocabulary), only at positions with a label, and keeps just (labels, width) for backward.
 """
 
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,13 +13,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import GPT2LMHeadModel
 
+from lora_dist.config import LoraSettings
 from lora_dist.data.collate import IGNORE, Batch
 from lora_dist.data.shapes import BatchShape
-from lora_dist.model.flat_adapter import FlatAdapter
+from lora_dist.model.flat_adapter import FlatAdapter, Matrices
 from lora_dist.model.gpt2 import RowIndex, causal_attention, pad_rows, run_body, take_rows, visible_in_segments
 from lora_dist.model.kernels.common import PlainProjection, Projection
 from lora_dist.model.kernels.select import Kernels
-from lora_dist.model.lora import draw_masks
+from lora_dist.model.masks import draw_masks, keep_limit
 
 
 class ReferenceLoss(nn.Module):
@@ -31,6 +34,8 @@ class ReferenceLoss(nn.Module):
         *,
         gradient_checkpointing: bool = False,
         partitioned: bool = False,
+        others: Sequence[tuple[LoraSettings, Matrices, float]] = (),
+        most_tokens: int | None = None,
     ) -> None:
         """Wrap a GPT-2 with its adapter, on the device that it will compute on.
 
@@ -41,6 +46,9 @@ class ReferenceLoss(nn.Module):
             label_smoothing: e of `_CrossEntropy`.
             gradient_checkpointing: see `gpt2.run_body`.
             partitioned: whether ZeRO-3 will partition the weights, which then stay plain parameters.
+            others: settings, matrices and label smoothing of further adapters, which are trained at the same time.
+            most_tokens: most tokens of a batch of one adapter, where dropout masks are drawn at once; None takes those
+                of each batch, on which the masks then depend.
         """
         super().__init__()
         self.gradient_checkpointing = gradient_checkpointing
@@ -52,56 +60,103 @@ class ReferenceLoss(nn.Module):
         else:
             self.kernels.freeze_layers(gpt2, differentiable=True)
             projection = self.kernels.projection(weight, differentiable=True)
-        self.adapter = FlatAdapter(gpt2)
+        self.adapter = FlatAdapter(
+            gpt2, [(lora, matrices) for lora, matrices, _ in others], batched=kernels.BATCHED_ADAPTERS
+        )
         self.body = gpt2.transformer
-        self.head = LossHead(weight, projection, label_smoothing, self.kernels)
+        self.head = LossHead(weight, projection, self.kernels)
+        self.label_smoothing = [label_smoothing, *(smoothing for *_, smoothing in others)]
+        self._most_tokens = most_tokens
 
-    def forward(self, batch: Batch, scale: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Batch, scale: float | Sequence[float] | Tensor = 1.0, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Compute the training loss of a batch, which may be on another device.
 
         Args:
-            batch: the batch.
-            scale: factor of the loss; a tensor is (), fp32.
+            batch: the batch, with a part for each of the adapters, or for one of them.
+            scale: factor of the loss, or of each part's; a tensor is (parts,) fp32.
+            first: the adapter of the first part.
 
         Returns:
             The smoothed cross-entropy summed over labels, times `scale`: (). And the smoothed and the plain
-            cross-entropy summed over labels, in nats, without gradient: (2,) fp32.
+            cross-entropy of each part summed over its labels, in nats, without gradient: (parts, 2) fp32.
         """
-        shape, batch = batch.shape, batch.to(self.head.mean_row.device)
-        attention = self.body.h[0].attn
-        dropout = attention.attn_dropout.p if self.training else 0.0
-        visible = None if batch.segments is None else visible_in_segments(batch.segments)
-        padded, outputs = (
-            RowIndex(batch.pad_index, batch.pad_inverse),
-            RowIndex(batch.loss_index, batch.loss_inverse),
-        )
-
-        def attend(_: int, fused: Tensor) -> Tensor:
-            queries_keys_values = pad_rows(fused, padded).view(shape.rows, shape.length, -1)
-            mixed = causal_attention(self.kernels, queries_keys_values, attention.num_heads, dropout, visible)
-            return take_rows(mixed.flatten(0, 1), padded)
-
+        parts, batch = batch.parts, batch.to(self.head.mean_row.device)
+        outputs = RowIndex(batch.loss_index, batch.loss_inverse)
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         dtype = self.head.weight.dtype
-        self.adapter.assign(self.adapter(dtype))
-        if self.training and self.kernels.DRAW_MASKS_AT_ONCE and not again:
-            draw_masks(self.adapter.layers, self._rows(shape), dtype)
+        self.adapter.assign(self.adapter(dtype, first, len(parts)), first)
+        self._set_rows(parts, draws=self.training and self.kernels.DRAW_MASKS_AT_ONCE and not again, dtype=dtype)
         hidden = run_body(
             self.body,
             batch.tokens,
             batch.positions,
-            attend,
+            self._attention(batch),
             lambda values: take_rows(values, outputs),
             gradient_checkpointing=again,
         )
-        loss, sums = self.head(hidden, batch.labels, scale)
-        return loss, sums
+        scales = [scale] if isinstance(scale, int | float) else scale
+        if len(parts) == 1:
+            loss, sums = self.head(hidden, batch.labels, scales[0], self.label_smoothing[first])
+            return loss, sums[None]
+        own = zip(
+            torch.split(hidden, [part.outputs for part in parts]),
+            torch.split(batch.labels, [part.labels for part in parts]),
+            scales,
+            self.label_smoothing,
+            strict=True,
+        )
+        losses, all_sums = zip(*(self.head(*each) for each in own), strict=True)
+        return torch.stack(losses).sum(), torch.stack(all_sums)
 
-    def _rows(self, shape: BatchShape) -> list[int]:
-        """Return the rows that each wrapped layer gets: (layers,)."""
-        last = self.body.h[-1]
+    def _attention(self, batch: Batch) -> Callable[[int, Tensor], Tensor]:
+        """Return the attention of a layer, see `gpt2.run_body`, within the rows of each part."""
+        attention = self.body.h[0].attn
+        dropout = attention.attn_dropout.p if self.training else 0.0
+        visible = None if batch.segments is None else visible_in_segments(batch.segments)
+        padded = RowIndex(batch.pad_index, batch.pad_inverse)
+        # Neighbours with rows of the same length are computed together.
+        blocks = [
+            (sum(part.rows for part in same), length)
+            for length, same in groupby(batch.parts, key=lambda part: part.length)
+        ]
+
+        def attend(_: int, fused: Tensor) -> Tensor:
+            whole = pad_rows(fused, padded)
+            rows = torch.split(whole, [n * length for n, length in blocks]) if len(blocks) > 1 else [whole]
+            mixed = [
+                causal_attention(self.kernels, own.view(*block, -1), attention.num_heads, dropout, visible).flatten(
+                    0, 1
+                )
+                for own, block in zip(rows, blocks, strict=True)
+            ]
+            return take_rows(mixed[0] if len(mixed) == 1 else torch.cat(mixed), padded)
+
+        return attend
+
+    def _set_rows(self, parts: Sequence[BatchShape], *, draws: bool, dtype: torch.dtype) -> None:
+        """Prepare the layers for a forward pass: the rows of each adapter, and with `draws` their dropout masks."""
+        last, adapter = self.body.h[-1], self.adapter
         few = {last.attn.c_proj, last.mlp.c_fc, last.mlp.c_proj}
-        return [shape.outputs if layer in few else shape.tokens for layer in self.adapter.layers]
+        for layer in adapter.layers:
+            layer.sizes = [part.outputs if layer in few else part.tokens for part in parts]
+        stacked = adapter.stacked if len(parts) > 1 else None
+        dropout = adapter.layers[0].dropout
+        if not draws or not (dropout if stacked is None else stacked.drops):
+            return
+        assert len(set(parts)) == 1, "masks are drawn at once for parts of the same shape"
+        masks = draw_masks(
+            [layer.lora_A.shape[-1] for layer in adapter.layers],
+            [layer.sizes[0] for layer in adapter.layers],
+            self._most_tokens or parts[0].tokens,
+            keep_limit(dropout) if stacked is None else stacked.limits,
+            [None] if stacked is None else stacked.generators,
+            dtype,
+            self.head.mean_row.device,
+        )
+        for layer, mask in zip(adapter.layers, masks, strict=True):
+            layer.mask = mask.flatten(0, 1)
 
 
 class LossHead(nn.Module):
@@ -112,30 +167,31 @@ class LossHead(nn.Module):
 
     mean_row: Tensor
 
-    def __init__(self, weight: nn.Parameter, projection: Projection, label_smoothing: float, kernels: Kernels) -> None:
+    def __init__(self, weight: nn.Parameter, projection: Projection, kernels: Kernels) -> None:
         """Set up the head.
 
         Args:
             weight: the output projection, which may be tied to the embedding: (vocabulary, width).
             projection: computes products with `weight`.
-            label_smoothing: e of `_CrossEntropy`.
             kernels: kernels of the device.
         """
         super().__init__()
         self.weight = weight
-        self.label_smoothing = label_smoothing
         self._projection, self._kernels = projection, kernels
         self.register_buffer("mean_row", weight.detach().float().mean(0), persistent=False)
 
-    def forward(self, hidden: Tensor, labels: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the results of `ReferenceLoss`.
+    def forward(
+        self, hidden: Tensor, labels: Tensor, scale: float | Tensor, label_smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """Compute loss () and sums (2,) of one adapter, see `ReferenceLoss`.
 
         Args:
             hidden: last hidden states: (outputs, width). Rows beyond the number of label slots are padding.
             labels: target tokens, `collate.IGNORE` for none: (labels,).
             scale: factor of the loss; a tensor is (), fp32.
+            label_smoothing: e of `_CrossEntropy`.
         """
-        own = self.weight, self._projection, self._kernels, self.mean_row, self.label_smoothing
+        own = self.weight, self._projection, self._kernels, self.mean_row, label_smoothing
         results: tuple[Tensor, Tensor] = _CrossEntropy.apply(hidden, labels, scale, *own)  # type: ignore[no-untyped-call]
         return results
 

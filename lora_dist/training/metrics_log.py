@@ -29,7 +29,16 @@ class MetricsLog:
     """A context manager that collects the results of steps and logs means per token over all ranks."""
 
     def __init__(
-        self, run: RunDir, world: World, tracker_settings: dict[str, Any], done: int, total: int, *, scored: bool
+        self,
+        run: RunDir,
+        world: World,
+        tracker_settings: dict[str, Any],
+        done: int,
+        total: int,
+        *,
+        scored: bool,
+        shows_bar: bool = True,
+        name: str = "",
     ) -> None:
         """Set up the log after `done` of `total` steps.
 
@@ -40,6 +49,8 @@ class MetricsLog:
             done: steps of the checkpoint that the training resumes from, 0 without one.
             total: steps of the whole training.
             scored: whether dev evaluations have scores besides losses.
+            shows_bar: whether to show the progress bar, which is one for all runs that train together.
+            name: what to print before the run's dev losses.
         """
         self._world, self._run = world, run
         self._tracker_settings, self._done, self._total = tracker_settings, done, total
@@ -48,6 +59,7 @@ class MetricsLog:
         """Steps after which a dev evaluation has been logged."""
         self._results: list[StepResult] = []
         self._interval_start = 0.0
+        self._shows_bar, self._name = shows_bar and world.shows_progress, name
 
     def __enter__(self) -> "MetricsLog":
         """Drop the lines of steps after `done`, and show the progress bar. Collective: call on all ranks."""
@@ -60,7 +72,7 @@ class MetricsLog:
             initial=self._done,
             desc="train",
             unit="step",
-            disable=not self._world.is_main,
+            disable=not self._shows_bar,
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 15,
         )
@@ -148,9 +160,9 @@ class MetricsLog:
             scores: of the decoded dev set by metric, such as BLEU; empty if it was not decoded.
         """
         dev_loss, dev_nll = losses
-        if self._world.is_main:
+        if self._world.shows_progress:
             bleu = f", dev BLEU {scores['BLEU']:.4f}" if scores else ""
-            text = f"dev loss {dev_loss:.4f}, perplexity {math.exp(dev_nll):.3f}{bleu} after {step} steps"
+            text = f"{self._name}dev loss {dev_loss:.4f}, perplexity {math.exp(dev_nll):.3f}{bleu} after {step} steps"
             self._bar.write(text, sys.stderr)
         self._write_row(
             {

@@ -1,12 +1,13 @@
-"""The trained module and its AdamW, wrapped by DDP or DeepSpeed ZeRO behind one interface.
+"""The trained module and its AdamW, alone or wrapped by DDP or DeepSpeed ZeRO, behind one interface.
 
 Only this module depends on the strategy (when gradients are reduced, which rank holds which partition of the state).
 Processes and their groups are in `distributed/`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
@@ -33,7 +34,7 @@ class TrainingStrategy:
         module: nn.Module,
         adapter: FlatAdapter,
         *,
-        weight_decay: float,
+        weight_decay: float | Sequence[float],
         micro_batch_size: int,
         max_grad_norm: float | None,
     ) -> None:
@@ -43,10 +44,11 @@ class TrainingStrategy:
             world: the ranks.
             module: maps a batch and the factor of its loss to that loss and to sums (n,), as `loss.ReferenceLoss` does.
             adapter: the part of `module` that is trained.
-            weight_decay: weight decay of AdamW.
+            weight_decay: weight decay of AdamW, one or one for each adapter. Several adapters need a world of one rank.
             micro_batch_size: examples per forward pass and rank.
             max_grad_norm: L2 norm that the gradient is clipped to; None does not clip.
         """
+        assert adapter.count == 1 or (world.size == 1 and not world.zero_stage), "one adapter is sharded over ranks"
         self._accelerator = world.accelerator
         self._adapter = adapter
         self._max_grad_norm = max_grad_norm
@@ -63,26 +65,38 @@ class TrainingStrategy:
                 zero_force_ds_cpu_optimizer=False,  # torch's AdamW under offload too, which needs no compiler
                 zero_allow_untested_optimizer=True,
             )
-        else:
-            world.accelerator.ddp_handler = DistributedDataParallelKwargs(
-                broadcast_buffers=False,  # they are constants
-                gradient_as_bucket_view=True,
-                bucket_cap_mb=math.ceil(4 * size / 2**20),  # one bucket
-            )
-        optimizer = torch.optim.AdamW([adapter.values], lr=0.0, weight_decay=weight_decay, fused=True)
-        self._module, self._optimizer = world.accelerator.prepare(module, optimizer)
-        load_weights_whole()  # `prepare` has turned partitioning on again
+        decays = [weight_decay] if isinstance(weight_decay, float) else weight_decay
+        values = adapter.values
+        # Adapters have learning rates of their own, so each is a group: a view of `values` that AdamW changes in place.
+        self._rows = [values] if adapter.count == 1 else [row.detach().requires_grad_() for row in values]
+        groups = [{"params": [row], "weight_decay": decay} for row, decay in zip(self._rows, decays, strict=True)]
+        self._module: Any = module
+        self._optimizer: Any = torch.optim.AdamW(groups, lr=0.0, fused=True)
+        self._wrapped = self._zero or world.size > 1
+        if self._wrapped:
+            if not self._zero:
+                world.accelerator.ddp_handler = DistributedDataParallelKwargs(
+                    broadcast_buffers=False,  # they are constants
+                    gradient_as_bucket_view=True,
+                    bucket_cap_mb=math.ceil(4 * size / 2**20),  # one bucket
+                )
+            self._module, self._optimizer = world.accelerator.prepare(module, self._optimizer)
+            load_weights_whole()  # `prepare` has turned partitioning on again
 
-    def backward(self, batch: Batch, *, scale: float, last: bool) -> Tensor:
+    def seed_dropout(self, seeds: Sequence[int]) -> None:
+        """Seed the dropout of each adapter until it is seeded again: (adapters,)."""
+        self._adapter.seed_dropout(seeds)
+
+    def backward(self, batch: Batch, *, scale: float | Sequence[float], last: bool) -> Tensor:
         """Run one forward and backward pass.
 
         Args:
-            batch: the batch, on any device.
-            scale: factor of the loss before its gradient is averaged over ranks.
+            batch: the batch, on any device, with a part for each adapter.
+            scale: factor of the loss, one or one for each adapter, before its gradient is averaged over ranks.
             last: whether `step` follows; gradients are reduced over ranks only then.
 
         Returns:
-            The module's sums: (n,).
+            The module's sums: (adapters, 2).
         """
         self._module.train()
         if self._zero:
@@ -90,73 +104,84 @@ class TrainingStrategy:
             found: tuple[Tensor, Tensor] = self._module(batch, scale)
             self._module.backward(found[0])
             return found[1]
-        with nullcontext() if last else self._accelerator.no_sync(self._module):
+        with nullcontext() if last or not self._wrapped else self._accelerator.no_sync(self._module):
             found = self._module(batch, scale)
-            self._accelerator.backward(found[0])
+            found[0].backward()  # type: ignore[no-untyped-call]
         return found[1]
 
-    def step(self, learning_rate: float) -> None:
-        """Make one AdamW step with the gradients accumulated since the last one."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+    def step(self, learning_rate: float | Sequence[float]) -> None:
+        """Make one AdamW step with the gradients accumulated since the last one, and one rate or one per adapter."""
+        rates = [learning_rate] if isinstance(learning_rate, float) else learning_rate
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         if self._zero:
             self._module.step()
             return
+        values = self._adapter.values
+        if len(self._rows) > 1:
+            assert values.grad is not None, "a step needs a gradient"
+            for row, gradient in zip(self._rows, values.grad, strict=True):
+                row.grad = gradient
         if self._max_grad_norm is not None:
-            self._accelerator.clip_grad_norm_([self._adapter.values], self._max_grad_norm)
+            for row in self._rows:
+                torch.nn.utils.clip_grad_norm_([row], self._max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
+        values.grad = None
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> Tensor:
-        """Compute the module's sums (n,) without dropout or gradients."""
+    def evaluate(self, batch: Batch, adapter: int = 0) -> Tensor:
+        """Compute the sums of one adapter without dropout or gradients: (2,)."""
         self._module.eval()
-        found: tuple[Tensor, Tensor] = self._module(batch)
-        return found[1]
+        found: tuple[Tensor, Tensor] = self._module(batch, 1.0, adapter)
+        return found[1][0]
 
-    def adapter(self) -> dict[str, Tensor]:
-        """Return the trainable matrices, unpartitioned, fp32 on the CPU. Collective: call on all ranks."""
-        return self._adapter.split(self._whole())
+    def adapter(self, number: int = 0) -> dict[str, Tensor]:
+        """Return the matrices of an adapter, unpartitioned, fp32 on the CPU. Collective: call on all ranks."""
+        return self._adapter.split(self._whole(number))
 
-    def moments(self) -> dict[str, Tensor]:
-        """Return `NAME.exp_avg` and `NAME.exp_avg_sq`, unpartitioned, on the CPU. Collective: call on all ranks."""
-        whole = {key: self._adapter.split(self._whole(key)) for key in MOMENTS}
+    def moments(self, number: int = 0) -> dict[str, Tensor]:
+        """Return an adapter's `NAME.exp_avg` and `NAME.exp_avg_sq`, in the same way. Collective: call on all ranks."""
+        whole = {key: self._adapter.split(self._whole(number, key)) for key in MOMENTS}
         return {f"{name}.{key}": matrix for key, matrices in whole.items() for name, matrix in matrices.items()}
 
-    def load_moments(self, moments: Mapping[str, Tensor], steps: int, idle: Batch) -> None:
+    def load_moments(self, moments: Sequence[Mapping[str, Tensor]], steps: int, idle: Batch) -> None:
         """Load what `moments` returned after `steps` steps, under this or another strategy.
 
         The module must have been wrapped with the parameters of that step.
 
         Args:
-            moments: AdamW's moments by name.
+            moments: AdamW's moments of each adapter by name: (adapters,).
             steps: optimizer steps made so far.
             idle: a batch without labels. DeepSpeed allocates its moments in a first step, which is made with this batch
                 and changes nothing.
         """
-        values = self._adapter.values
-        whole = {
-            key: self._adapter.join({name: moments[f"{name}.{key}"] for name in self._adapter.names}) for key in MOMENTS
-        }
+        names, join = self._adapter.names, self._adapter.join
+        whole = [{key: join({name: own[f"{name}.{key}"] for name in names}) for key in MOMENTS} for own in moments]
         if self._zero:
+            values = self._adapter.values
             self.backward(idle, scale=0.0, last=True)
             self.step(learning_rate=0.0)
             from deepspeed.utils import safe_set_full_optimizer_state
 
             for key in MOMENTS:
-                safe_set_full_optimizer_state(values, whole[key].to(values.device), key)
+                safe_set_full_optimizer_state(values, whole[0][key][None].to(values.device), key)
             for partition in self._optimizer.state.values():
                 partition["step"].fill_(float(steps))
             return
-        state = {0: {"step": torch.tensor(float(steps)), **whole}}
+        state = {
+            number: {"step": torch.tensor(float(steps)), **{key: own[key].view(row.shape) for key in MOMENTS}}
+            for number, (row, own) in enumerate(zip(self._rows, whole, strict=True))
+        }
         # Torch moves each tensor to the right device: the fused kernel needs the step count on the parameter's too.
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
 
-    def _whole(self, key: str | None = None) -> Tensor:
-        """Gather the adapter, or one of its moments, from the ranks' partitions: (elements,) on the CPU."""
+    def _whole(self, number: int, key: str | None = None) -> Tensor:
+        """Gather an adapter, or one of its moments, from the ranks' partitions: one row of `values` on the CPU."""
         values = self._adapter.values
         if not self._zero:
-            return (values if key is None else self._optimizer.state[values][key]).detach().to("cpu", copy=True)
+            row = self._rows[number]
+            return (row if key is None else self._optimizer.state[row][key]).detach().to("cpu", copy=True)
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         whole = safe_get_full_fp32_param(values) if key is None else safe_get_full_optimizer_state(values, key)

@@ -2,39 +2,30 @@
 
 import ctypes
 import fcntl
-import hashlib
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from lora_dist.config import DecodeSettings, ModelSettings, NgramScope, Settings
-from lora_dist.config_io import (
-    WITHOUT_EFFECT,
-    as_options,
-    changed_options,
-    nearest_preset,
-    read_settings,
-    to_arguments,
-    to_json,
-)
+from lora_dist.config import DecodeSettings, ModelSettings, NgramScope
+from lora_dist.config_io import changed_options, to_arguments
 from lora_dist.distributed.device import default_processes
 from lora_dist.distributed.launcher import STRATEGIES, Strategy, launch_command, refuse_launcher
 from lora_dist.distributed.signals import StopRequest, graceful_shutdown
 from lora_dist.errors import Interrupted, UserError
-from lora_dist.files import read_json
 from lora_dist.metrics.java import find_java
 from lora_dist.presets import PRESETS
 from lora_dist.report.write import check_report_folder, write_report
-from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
+from lora_dist.run_dir import RunDir
 from lora_dist.workflows.estimate import Speed, duration, kind_of, measure_speed
+from lora_dist.workflows.launch import Launch
 from lora_dist.workflows.settings import ReproduceCommand
 
 log = logging.getLogger(__name__)
@@ -44,56 +35,6 @@ LENGTH_PENALTIES = (0.8, 0.9)
 """The LoRA authors' decoder and transformers' differ in the scope of n-grams; their README and paper in the penalty."""
 PR_SET_PDEATHSIG = 1
 """Option of Linux' prctl that sets the signal which a process gets when its parent dies."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A run to make, or to decode again with other settings."""
-
-    run: RunDir
-    settings: Settings
-    source: RunDir | None = None
-    """The run whose adapter is decoded; None trains an adapter."""
-
-    @property
-    def name(self) -> str:
-        """Name of the run's folder."""
-        return self.run.root.name
-
-    def arguments(self) -> list[str]:
-        """Return the arguments after `-m lora_dist`."""
-        options = changed_options(self.settings)
-        if self.source is None:
-            preset = nearest_preset(self.settings)
-            return ["run", preset, *to_arguments(options), "--out", str(self.run.root), "--resume"]
-        decoding = {name: value for name, value in options.items() if name.startswith("--decode.")}
-        return ["decode", str(self.source.root), *to_arguments(decoding), "--out", str(self.run.root)]
-
-    def is_complete(self) -> bool:
-        """Return whether the run has the sentences of its adapter and settings, and, if it trains, its scores."""
-        adapter = (self.source or self.run).adapter / ADAPTER_WEIGHTS
-        if not all(p.is_file() for p in (adapter, self.run.config, self.run.decode_signature, self.run.outputs)):
-            return False
-        signature = read_json(self.run.decode_signature, "no signature")
-        same_adapter = signature["adapter"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
-        scored = self.run.scores.is_file() or self.source is not None
-        return scored and same_adapter and signature["decode"] == to_json(self.settings.decode)
-
-    def check(self) -> None:
-        """Refuse a folder with a run of other settings.
-
-        Raises:
-            UserError: with the first setting that differs.
-        """
-        if self.run.config.is_file():
-            found = read_settings(self.run)
-            own, others = (as_options(s, "model", "lora", "data", "train") for s in (self.settings, found))
-            for name in own:
-                if own[name] != others[name] and name not in WITHOUT_EFFECT:
-                    raise UserError(
-                        f"{self.run.root} was made with {name} {others[name]}, not {own[name]}: name another --out, or "
-                        "delete that folder"
-                    )
 
 
 def reproduce(command: ReproduceCommand) -> int:
@@ -125,6 +66,9 @@ def reproduce(command: ReproduceCommand) -> int:
         log.info(_summary(command, len(runs), len(launches), len(todo), processes))
         settings = [each.settings for each in todo]
         speeds = measure_speed(command.data, settings, lambda arguments: launch(arguments, quiet=True))
+        if command.trains_together:
+            _launch_sweeps(command, todo, speeds, launch)
+            todo = [each for each in todo if each.source is not None]
         for number, each in enumerate(todo):
             log.info("%s: %d of %d%s", each.name, number + 1, len(todo), _time_left(todo[number:], speeds))
             if each.source is not None and not each.source.adapter.is_dir():
@@ -137,6 +81,23 @@ def reproduce(command: ReproduceCommand) -> int:
     if failed := [each.name for each in launches if each not in complete]:
         log.error("failed: %s; the same command tries again", ", ".join(failed))
     return 1 if failed else 0
+
+
+def _launch_sweeps(
+    command: ReproduceCommand, todo: Sequence[Launch], speeds: dict[str, Speed], launch: Callable[[Sequence[str]], int]
+) -> None:
+    """Make the runs of each model and preset that has incomplete ones, in one launch of `sweep`."""
+    for model, preset in product(command.models, command.presets):
+        prefix = f"{_short(model)}-{preset}-"
+        runs = [each for each in todo if each.source is None and each.name.startswith(f"{prefix}seed")]
+        if not runs:
+            continue
+        log.info("%s: %d runs at the same time%s", prefix[:-1], len(runs), _time_left(runs, speeds, "at most"))
+        options = {name: value for name, value in changed_options(runs[0].settings).items() if name != "--train.seed"}
+        together = [] if command.together is None else ["--together", str(command.together)]
+        seeds = ["--seeds", *map(str, command.seeds), "--prefix", prefix, *together]
+        if launch(["sweep", preset, *to_arguments(options), *seeds, "--out", str(command.out)]) != 0:
+            log.warning("%s failed; the others continue", prefix[:-1])
 
 
 def _summary(command: ReproduceCommand, runs: int, launches: int, todo: int, processes: int) -> str:
@@ -181,14 +142,14 @@ def _short(model: str) -> str:
     return Path(model).name
 
 
-def _time_left(todo: Sequence[Launch], speeds: dict[str, Speed]) -> str:
-    """Describe how long those of `todo` with a known speed will take, and until when."""
+def _time_left(todo: Sequence[Launch], speeds: dict[str, Speed], about: str = "about") -> str:
+    """Describe how long those of `todo` with a known speed will take one after the other, and until when."""
     known = [(speeds[kind_of(each.settings)], each) for each in todo if kind_of(each.settings) in speeds]
     seconds = [speed.seconds(each.settings, each.source is None) for speed, each in known]
     if not seconds:
         return ""
     end = time.strftime("%a %H:%M", time.localtime(time.time() + sum(seconds)))
-    return f", about {duration(sum(seconds))} left, until {end}"
+    return f", {about} {duration(sum(seconds))} left, until {end}"
 
 
 @contextmanager

@@ -1,12 +1,14 @@
-"""The settings of `reproduce`, in a module without torch, as the command line's help needs them."""
+"""The settings of `reproduce` and `sweep`, in a module without torch, as the command line's help needs them."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from lora_dist.config import DataSettings, DecodeSettings, TrainSettings
+from lora_dist.config import DataSettings, DecodeSettings, Settings, TrainSettings
 from lora_dist.distributed.launcher import STRATEGIES
 from lora_dist.distributed.logs import LogSettings
 from lora_dist.errors import UserError
@@ -33,6 +35,9 @@ class ReproduceCommand(LogSettings):
     """Processes per run; None is one per GPU, or two on CPU cores."""
     strategy: Annotated[str, arg(metavar=f"{{{','.join(STRATEGIES)}}}")] = "ddp"
     """Strategy of the training: DistributedDataParallel (ddp) or a stage of DeepSpeed ZeRO."""
+    together: int | None = None
+    """Runs of a model and preset that each process trains at the same time, see sweep: None is as many as its memory
+    holds, at most 8; 1 launches each run by itself, on all processes."""
     compare_decoding: bool = False
     """Also decode each adapter with both scopes of the n-gram ban and with length penalties 0.8 and 0.9."""
     data: DataSettings = field(default_factory=DataSettings)
@@ -49,5 +54,77 @@ class ReproduceCommand(LogSettings):
                 raise UserError(f"--{flag} is {unknown[0]}: choose from {', '.join(known)}")
         if self.train.seed != TrainSettings().seed:
             raise UserError(f"--train.seed is {self.train.seed}: give --seeds, one for each run")
-        if self.processes is not None and self.processes < 1:
-            raise UserError(f"--processes is {self.processes}: must be >= 1")
+        for name in ("processes", "together"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name} is {value}: must be >= 1")
+        if (self.together or 1) > 1 and self.strategy != "ddp":
+            raise UserError(f"--together is {self.together}: with --strategy {self.strategy} it must be 1")
+
+    @property
+    def trains_together(self) -> bool:
+        """Whether the runs of a model and preset are one launch, of `sweep`."""
+        return self.together != 1 and self.strategy == "ddp" and self.train.tracker == "none" and len(self.seeds) > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """What the runs of a sweep differ in: every combination is a run; a setting without values is the preset's."""
+
+    seeds: tuple[int, ...] = (42, 43, 44)
+    """Seeds, see --train.seed."""
+    learning_rates: tuple[float, ...] = ()
+    """Peak learning rates, see --train.learning-rate."""
+    warmup_steps: tuple[int, ...] = ()
+    """Lengths of the warm-up, see --train.warmup-steps."""
+    weight_decays: tuple[float, ...] = ()
+    """Weight decays, see --train.weight-decay."""
+    label_smoothings: tuple[float, ...] = ()
+    """Label smoothings, see --train.label-smoothing."""
+    alphas: tuple[float, ...] = ()
+    """Scales of the adapters, see --lora.alpha."""
+    dropouts: tuple[float, ...] = ()
+    """Dropout probabilities of the adapters, see --lora.dropout."""
+    inits: tuple[Literal["original", "gaussian"], ...] = ()
+    """Initialisations of the adapters, see --lora.init."""
+    together: int | None = None
+    """Most runs that one process trains at the same time; None is as many as its memory holds, at most 8."""
+    out: Path = Path("runs/sweep")
+    """Folder of the runs and of the report."""
+    prefix: str = ""
+    """Beginning of the names of the runs' folders."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise UserError("--seeds is empty: name at least one")
+        for name, (_, _, values) in self._factors().items():
+            if len(set(values)) < len(values):
+                raise UserError(f"--{name} is {' '.join(map(str, values))}: name each once")
+        if self.together is not None and self.together < 1:
+            raise UserError(f"--together is {self.together}: must be >= 1")
+
+    def _factors(self) -> dict[str, tuple[str, str, tuple[Any, ...]]]:
+        """Return the section, the setting and the values of each factor."""
+        return {
+            "seeds": ("train", "seed", self.seeds),
+            "learning-rates": ("train", "learning_rate", self.learning_rates),
+            "warmup-steps": ("train", "warmup_steps", self.warmup_steps),
+            "weight-decays": ("train", "weight_decay", self.weight_decays),
+            "label-smoothings": ("train", "label_smoothing", self.label_smoothings),
+            "alphas": ("lora", "alpha", self.alphas),
+            "dropouts": ("lora", "dropout", self.dropouts),
+            "inits": ("lora", "init", self.inits),
+        }
+
+    def runs(self, settings: Settings) -> Iterator[tuple[str, Settings]]:
+        """Iterate over the names of the runs and their settings, which are `settings` with one value of each factor."""
+        factors = [(name, *factor) for name, factor in self._factors().items() if factor[2]]
+        for values in product(*(values for *_, values in factors)):
+            words, found = [], settings
+            for (name, section, key, _), value in zip(factors, values, strict=True):
+                words.append(f"{SHORT.get(name, name.removesuffix('s'))}{value}")
+                found = replace(found, **{section: replace(getattr(found, section), **{key: value})})
+            yield self.prefix + "-".join(words), found
+
+
+SHORT = {"learning-rates": "lr", "warmup-steps": "warmup", "weight-decays": "decay", "label-smoothings": "smoothing"}
+"""Words for some factors in the names of runs."""

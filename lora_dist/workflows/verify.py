@@ -1,4 +1,4 @@
-"""Verify on this machine that every strategy, world size and accumulation trains and decodes the same.
+"""Verify that every strategy, world size and accumulation trains and decodes the same, also with other runs together.
 
 Each case makes a few steps on ragged batches without dropout; the last batch of an epoch has a single example, so most
 ranks have none. One process is the reference, on a GPU without CUDA graphs. `verify_case.py` makes and compares a case.
@@ -36,6 +36,8 @@ TRAIN_EXAMPLES = 2 * GLOBAL_BATCH + 1
 DEV_EXAMPLES = 20
 TEST_MRS = 12
 PRETRAINING_STEPS = 30
+TOGETHER = 3
+"""Runs of the case that trains several at the same time."""
 CONCURRENT_CASES = 2
 """Cases that run at the same time on a CPU: they are short, mostly start-up, with one thread each."""
 
@@ -89,6 +91,7 @@ def cases_here(processes: Sequence[int], accumulation: Sequence[int]) -> Iterato
         UserError: if the global batch does not divide in one of them.
     """
     yield from (Case(None, 1, steps) for steps in accumulation if steps > 1)
+    yield Case(None, together=TOGETHER)
     with_deepspeed = is_installed("deepspeed")
     strategies = [strategy for strategy in STRATEGIES.values() if with_deepspeed or not strategy.zero_stage]
     for strategy, world_size, steps in product(strategies, processes, accumulation):
@@ -97,7 +100,7 @@ def cases_here(processes: Sequence[int], accumulation: Sequence[int]) -> Iterato
     if has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
         yield from (Case(STRATEGIES["ddp"], world_size, precision="bf16") for world_size in processes)
     if torch.cuda.is_available() and not devices_for(max(processes)):
-        yield Case(None, captured=True)
+        yield from (Case(None, captured=True, together=number) for number in (1, TOGETHER))
         captured = [s for s in strategies if why_eager(TrainSettings(), s.zero_stage, offload=s.offload) is None]
         yield from (Case(strategy, size, captured=True) for strategy, size in product(captured, processes))
 

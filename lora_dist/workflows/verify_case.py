@@ -38,10 +38,13 @@ class Case:
     """Of the frozen weights."""
     captured: bool = False
     """Whether the steps are CUDA graphs, as they are by default in a training on a GPU."""
+    together: int = 1
+    """Runs that train at the same time, see `workflows.sweep`; the last of them is compared."""
 
     def __str__(self) -> str:
         name = "single" if self.strategy is None else self.strategy.name
-        details = (self.precision == "bf16") * ", bf16" + self.captured * ", captured"
+        several = "" if self.together == 1 else f", {self.together} together"
+        details = several + (self.precision == "bf16") * ", bf16" + self.captured * ", captured"
         return f"{name}, {self.processes} x {self.accumulation_steps}{details}"
 
     def command(self) -> list[str]:
@@ -91,7 +94,7 @@ def train_and_decode(case: Case, settings: Settings, run: RunDir, devices: Mappi
     # One thread and this precision also without a launcher, which would otherwise choose.
     own = {"ACCELERATE_MIXED_PRECISION": MIXED_PRECISION[case.precision], "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **devices, **own}
-    command = [*case.command(), "-m", "lora_dist.workflows.verify_case", str(file), str(run.root)]
+    command = [*case.command(), "-m", "lora_dist.workflows.verify_case", str(file), str(run.root), str(case.together)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else failure_reason(done)
 
@@ -123,8 +126,8 @@ def _series(run: RunDir, key: str) -> dict[int, float]:
     return {row["step"]: row[key] for row in rows if key in row}
 
 
-def _run_case(file: Path, root: Path) -> None:
-    """Train and decode as one process of a case."""
+def _run_case(file: Path, root: Path, together: int) -> None:
+    """Train and decode as one process of a case; see `Case.together`."""
     from lora_dist.decoding.decode import decode
     from lora_dist.distributed.world import world
     from lora_dist.training.trainer import train
@@ -132,11 +135,22 @@ def _run_case(file: Path, root: Path) -> None:
     settings, run = from_json(Settings, read_json(file, "the settings of verify are missing")), RunDir(root)
     try:
         with world(hang_timeout=HANG_TIMEOUT) as here:
-            train(settings, run, here)
+            train([*_others(settings, root, together - 1), (settings, run)], here)
             decode(settings, run, here)
     except UserError as error:
         sys.exit(f"{LOG_PREFIX}{error}")
 
 
+def _others(settings: Settings, root: Path, number: int) -> list[tuple[Settings, RunDir]]:
+    """Return further runs, which differ in their seeds."""
+    return [
+        (
+            replace(settings, train=replace(settings.train, seed=settings.train.seed + 1 + k)),
+            RunDir(Path(f"{root}-{k}")),
+        )
+        for k in range(number)
+    ]
+
+
 if __name__ == "__main__":
-    _run_case(Path(sys.argv[1]), Path(sys.argv[2]))
+    _run_case(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,6 +1,7 @@
 """The contents of all micro-batches, computed before a training, compared with those of its steps one by one."""
 
 from collections import Counter
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import cast
 
@@ -46,14 +47,20 @@ class Recorder:
         self.found[shape] += 1
         return shape
 
+    def for_all(self, contents: Sequence[Contents]) -> Shapes:
+        return self
+
 
 class Idle:
     """A `TrainingStrategy` that computes nothing."""
 
-    def backward(self, *_: object, scale: float, last: bool) -> Tensor:
-        return torch.zeros(2)
+    def backward(self, *_: object, scale: list[float], last: bool) -> Tensor:
+        return torch.zeros(1, 2)
 
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: list[float]) -> None:
+        pass
+
+    def seed_dropout(self, seeds: list[int]) -> None:
         pass
 
 
@@ -69,7 +76,7 @@ def recorded(train: TokenizedExamples, cfg: TrainSettings, processes: int, shape
     recorder = Recorder(shapes)
     for rank in range(processes):
         here = cast(World, SimpleNamespace(rank=rank, size=processes, device=torch.device("cpu")))
-        step = OptimizerStep(cast(TrainingStrategy, Idle()), train, cfg, recorder, 0, here)
+        step = OptimizerStep(cast(TrainingStrategy, Idle()), train, [cfg], recorder, 0, here)
         for number in range(cfg.total_steps(len(train))):
             step(number)
     return recorder

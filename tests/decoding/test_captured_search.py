@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -90,7 +90,7 @@ def test_the_cache_is_as_large_as_what_beams_can_see(recorders: list[RecordedGra
 
 def test_what_cannot_be_captured_is_searched_eagerly_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     class Refusing(RecordedGraphs):
-        def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        def record(self, run: Callable[[], None], generators: Sequence[torch.Generator] = ()) -> Callable[[], None]:
             run()
             raise RuntimeError("operation not permitted when stream is capturing")
 

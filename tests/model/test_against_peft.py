@@ -42,10 +42,10 @@ def our_losses(
     """Loss of each step; the adapter before them, the frozen model, the examples, the padding's token id."""
     losses = []
     with world("cpu") as here:
-        trainer = Trainer(chosen, RunDir(out), here)
+        trainer = Trainer([(chosen, RunDir(out))], here)
         start = trainer.strategy.adapter()
         for number in range(chosen.train.total_steps(len(trainer.data.train))):
-            done = trainer.step(number)
+            (done,) = trainer.step(number)
             losses.append(done.sums[0].item() / done.labels)
     frozen, _ = load_model(chosen, "fp32")
     return losses, start, frozen, trainer.data.train, trainer.pad_id

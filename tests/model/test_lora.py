@@ -16,6 +16,7 @@ from lora_dist.errors import UserError
 from lora_dist.model import lora
 from lora_dist.model.adapter import load_adapter, save_adapter
 from lora_dist.model.base import identify, load_base
+from lora_dist.model.masks import keep_mask
 from lora_dist.presets import BASELINE, IMPROVED
 
 Init = Literal["original", "gaussian"]
@@ -281,7 +282,7 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_copied(
 @pytest.mark.parametrize("dropout", [0.1, 0.5, 0.0, 0.99])
 def test_the_mask_drops_each_element_independently_with_its_probability(dropout: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    mask = lora.keep_mask((801, 1003), dropout, dtype, torch.device("cpu"))
+    mask = keep_mask((801, 1003), dropout, dtype, torch.device("cpu"))
     assert (mask.dtype, mask.shape) == (dtype, (801, 1003))
     assert set(np.unique(mask.float().numpy()).tolist()) <= {0.0, 1.0}
     kept, deviation = mask.float(), 5 * math.sqrt(dropout * (1 - dropout) / mask.numel())

@@ -34,7 +34,7 @@ def test_losses_are_the_golden_ones(
         train=replace(settings.train, max_steps=STEPS, warmup_steps=2, learning_rate=1e-2, log_steps=1),
     )
     with world("cpu") as here:
-        Trainer(settings, RunDir(tmp_path / "run"), here).run()
+        Trainer([(settings, RunDir(tmp_path / "run"))], here).run()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row] + [row["dev_loss"] for row in rows if "dev_loss" in row]
     assert losses == pytest.approx(GOLDEN[preset], rel=TOLERANCE), json.dumps(losses)

@@ -1,5 +1,9 @@
 """The smoothed cross-entropy and its gradient compared with torch's, on hidden states alone."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,8 +19,8 @@ WIDTH, VOCABULARY, LABELS = 16, 50, 23
 BOTH = pytest.mark.parametrize("kernels", [cpu, cuda], ids=["cpu", "cuda"])
 
 
-def loss_head(weight: nn.Parameter, label_smoothing: float, kernels: Kernels = cpu) -> LossHead:
-    return LossHead(weight, PlainProjection(weight), label_smoothing, kernels)
+def loss_head(weight: nn.Parameter, label_smoothing: float, kernels: Kernels = cpu) -> Callable[..., Any]:
+    return partial(LossHead(weight, PlainProjection(weight), kernels), label_smoothing=label_smoothing)
 
 
 def data(seed: int = 0) -> tuple[nn.Parameter, Tensor, Tensor]:
@@ -129,7 +133,7 @@ def test_the_bf16_gradient_is_the_fp32_one_scaled_and_then_rounded_once(scale: f
     weight, hidden, labels = data()
     low_weight, low_hidden = low(weight, hidden)
     states = low_hidden.detach().float().requires_grad_()
-    whole, _ = LossHead(low_weight, LowProjection(low_weight), 0.1, kernels)(states, labels, 1.0)
+    whole, _ = LossHead(low_weight, LowProjection(low_weight), kernels)(states, labels, 1.0, 0.1)
     (unscaled,) = torch.autograd.grad(whole, states)
     found, _ = loss_head(low_weight, 0.1, kernels)(low_hidden, labels, scale)
     (gradient,) = torch.autograd.grad(found, low_hidden)

@@ -90,8 +90,8 @@ def test_the_models_loss_is_transformers_mean_loss_times_the_labels(gpt2: GPT2LM
     batch = batch_of(examples, [0, 1, 2, 3, 4])
     lora.inject(gpt2, BASELINE.lora, seed=1)
     found, sums = ReferenceLoss(gpt2, cpu, 0.0)(batch)
-    torch.testing.assert_close(sums, theirs.expand(2), rtol=1e-5, atol=1e-5)
-    assert found == sums[0]
+    torch.testing.assert_close(sums[0], theirs.expand(2), rtol=1e-5, atol=1e-5)
+    assert found == sums[0, 0]
 
 
 def test_padding_and_the_other_examples_of_a_batch_never_change_the_loss(gpt2: GPT2LMHeadModel) -> None:
@@ -107,7 +107,7 @@ def test_padding_and_the_other_examples_of_a_batch_never_change_the_loss(gpt2: G
     separately = torch.stack([sums([index], 0) for index in range(5)]).sum(0)
     for pad_id in (0, 299):
         torch.testing.assert_close(sums([3, 0, 2, 4, 1], pad_id), separately, rtol=1e-5, atol=1e-5)
-    assert sums([], 0).tolist() == [0.0, 0.0]
+    assert sums([], 0).tolist() == [[0.0, 0.0]]
 
 
 @PRESETS
@@ -131,7 +131,7 @@ def test_loss_and_gradients_are_those_of_a_plain_implementation(
     assert batch.shape.rows == (4 if share_mrs else 8)
     module = ReferenceLoss(gpt2, kernels, 0.1, partitioned=partitioned)
     found, sums = module(batch)
-    torch.testing.assert_close(sums[0].double(), plain, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sums[0, 0].double(), plain, rtol=1e-6, atol=0)
     (flat,) = torch.autograd.grad(found, module.adapter.values)
     for ours, exact_gradient in zip(module.adapter.split(flat).values(), exact_gradients, strict=True):
         assert (ours - exact_gradient).norm() <= 2e-6 * exact_gradient.norm()

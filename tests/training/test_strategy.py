@@ -20,6 +20,7 @@ from lora_dist.training.strategy import TrainingStrategy
 class Matrices(torch.nn.Module):  # what the strategy uses of model.flat_adapter.FlatAdapter
     def __init__(self):
         super().__init__()
+        self.count = 1
         self.values = torch.nn.Parameter(torch.ones(2 * 8 * 64))
 
 class Model(torch.nn.Module):

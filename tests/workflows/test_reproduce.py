@@ -19,7 +19,8 @@ from lora_dist.errors import UserError
 from lora_dist.presets import IMPROVED
 from lora_dist.run_dir import RunDir
 from lora_dist.workflows.estimate import Speed, duration, measure_speed
-from lora_dist.workflows.reproduce import Launch, reproduce
+from lora_dist.workflows.launch import Launch
+from lora_dist.workflows.reproduce import reproduce
 from lora_dist.workflows.settings import ReproduceCommand
 
 
@@ -27,7 +28,7 @@ def command(tiny_gpt2: Path, corpus: Path, out: Path, *more: object) -> list[obj
     """The arguments for two seeds of one configuration, each in one process and in seconds."""
     few = ("--train.max-steps", 6, "--train.warmup-steps", 2, "--train.checkpoint-steps", 1)
     short = ("--decode.limit", 3, "--decode.max-new-tokens", 8, "--decode.num-beams", 2)
-    which = ("--models", tiny_gpt2, "--presets", "improved", "--seeds", 1, 2, "--processes", 1)
+    which = ("--models", tiny_gpt2, "--presets", "improved", "--seeds", 1, 2, "--processes", 1, "--together", 1)
     return ["reproduce", *which, "--data.dir", corpus, *few, *short, *more, "--out", out]
 
 

@@ -38,6 +38,9 @@ LEAVE_AT = 1 / 8
 CACHE_STEP = 2**20
 """Entries per prompt that the cache grows by: enough for all, as the system provides a page only once written."""
 
+BATCHED_ADAPTERS = False
+"""Whether the products of several adapters with their own rows are one batched product; see `stacked`."""
+
 MAX_LOGITS = 2**26
 """Logits of the loss that are computed at a time (256 MiB in fp32); larger batches are computed in chunks."""
 

@@ -24,6 +24,9 @@ DEV_BATCH_SIZE = 64
 DRAW_MASKS_AT_ONCE = True
 """See `cpu.DRAW_MASKS_AT_ONCE`; two kernels instead of two for each layer."""
 
+BATCHED_ADAPTERS = True
+"""See `cpu.BATCHED_ADAPTERS`; one kernel instead of one for each adapter."""
+
 MAX_LOGITS = 2**24
 """See `cpu.MAX_LOGITS`; 160 MiB in bf16 and its two fp32 buffers, enough for 8 of E2E's examples."""
 

@@ -1,6 +1,6 @@
 """CUDA graphs: kernels that are recorded once and then launched together, as the host takes longer to launch them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -9,8 +9,12 @@ import torch
 class GraphRecorder(Protocol):
     """Records functions, which must read and write the same tensors in each call."""
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def record(self, run: Callable[[], None], generators: Sequence[torch.Generator] = ()) -> Callable[[], None]:
         """Call `run`, record what it does on the device, and return a function that does it again.
+
+        Args:
+            run: the function.
+            generators: generators besides the default one that it draws from.
 
         Raises:
             RuntimeError: if it needs too much memory or does what cannot be recorded.
@@ -34,9 +38,11 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """See `GraphRecorder`. Random numbers follow from the default generator's seed before each replay."""
+    def record(self, run: Callable[[], None], generators: Sequence[torch.Generator] = ()) -> Callable[[], None]:
+        """See `GraphRecorder`. Random numbers follow from the generators' seeds before each replay."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        for generator in generators:  # the default one is registered by itself
+            graph.register_generator_state(generator)
         self._stream.wait_stream(current)
         try:
             with torch.cuda.stream(self._stream):

@@ -35,6 +35,11 @@ class Kernels(Protocol):
         ...
 
     @property
+    def BATCHED_ADAPTERS(self) -> bool:
+        """See `cpu.BATCHED_ADAPTERS`."""
+        ...
+
+    @property
     def MAX_LOGITS(self) -> int:
         """See `cpu.MAX_LOGITS`."""
         ...
