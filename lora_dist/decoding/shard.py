@@ -98,6 +98,7 @@ def smaller_chunk_tokens(settings: DecodeSettings, prompts: Sequence[Sequence[in
     smaller = size
     while _most_prompts(lengths, settings, smaller) == most:
         smaller //= 2
+    torch.cuda.empty_cache()
     log.warning("out of memory: decoding in chunks of %d tokens instead of %d", smaller, size)
     return smaller
 
@@ -132,22 +133,18 @@ def decode_shard(
     todo = [chunk for chunk in cut if not done.keys() >= set(chunk)]
     found = dict(done) if world.is_main else {}
     started, finished, failed = SharedCounter(world), SharedCounter(world), SharedCounter(world)
-    total = sum(map(len, todo))
-    with tqdm(
-        total=total, desc="decode", unit="sentence", leave=None, disable=not world.shows_progress, dynamic_ncols=True
-    ) as bar:
+    quiet, count = not world.shows_progress, sum(map(len, todo))
+    with tqdm(total=count, desc="decode", unit="sentence", leave=None, disable=quiet, dynamic_ncols=True) as bar:
         while (number := started.add(1) - 1) < len(todo) and not failed.add(0) and not asked_to_end():
             world.watchdog.progress(f"chunk {number + 1} of {len(todo)}")
-            chunk = todo[number]
-            try:
-                decoded = decoder.sentences([prompts[i] for i in chunk])
-            except torch.OutOfMemoryError:
+            decoded = _decode_chunk(decoder, prompts, todo[number])
+            if decoded is None:
                 failed.add(1)
                 break
-            new = {index: one for index, one in zip(chunk, decoded, strict=True) if index not in done}
+            new = {index: sentences for index, sentences in decoded.items() if index not in done}
             found |= new
             keep(new)
-            bar.update(finished.add(len(chunk)) - bar.n)
+            bar.update(finished.add(len(decoded)) - bar.n)
 
         def while_waiting() -> None:
             asked_to_end()
@@ -156,7 +153,12 @@ def decode_shard(
                 bar.update(more)
 
         barrier_while(world, while_waiting)
-    if failed.add(0):
-        torch.cuda.empty_cache()
+    return None if failed.add(0) else found
+
+
+def _decode_chunk(decoder: Decoder, prompts: Sequence[Sequence[int]], chunk: Sequence[int]) -> dict[int, Found] | None:
+    """Return the sentences of the prompts `chunk` by index, None if there is not enough memory for them."""
+    try:
+        return dict(zip(chunk, decoder.sentences([prompts[i] for i in chunk]), strict=True))
+    except torch.OutOfMemoryError:
         return None
-    return found
