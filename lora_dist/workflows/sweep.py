@@ -15,7 +15,7 @@ from lora_dist.config import Settings
 from lora_dist.config_io import as_options, versions
 from lora_dist.data.token_cache import load_corpus
 from lora_dist.decoding.decode import check_test_set, decode
-from lora_dist.distributed.collectives import SharedCounter, context_on_main, first_on_node, on_main
+from lora_dist.distributed.collectives import SharedCounter, first_on_node, on_main
 from lora_dist.distributed.consistency import require_agreement, require_shared
 from lora_dist.distributed.launcher import local_processes
 from lora_dist.distributed.signals import graceful_shutdown
@@ -66,16 +66,18 @@ def sweep_runs(command: SweepSettings, settings: Settings, here: World) -> list[
     if here.is_main:
         log.info(_summary(launches, len(todo), here.size, max(map(len, groups[0]), default=0)))
     finished, solo = SharedCounter(here), here.solo()
-    with context_on_main(here, _all_locked(launches)):
-        for group in groups[here.rank]:
-            _train([each for each in group if each.name in todo], solo)
-            for each in group:
-                if each.name in todo and _is_trained(each):
-                    decode(each.settings, each.run, solo)
-                    here.watchdog.progress(f"scoring {each.name}")
-                    score_run(each.run)
-        finished.add(1)
-        _wait_for_all(finished, here)
+    for group in groups[here.rank]:
+        own = [each for each in group if each.name in todo]
+        with _all_locked(own):
+            _train(own, solo)
+            trained = [each for each in own if _is_trained(each)]
+            for each in trained:
+                decode(each.settings, each.run, solo)
+        for each in trained:
+            here.watchdog.progress(f"scoring {each.name}")
+            score_run(each.run)
+    finished.add(1)
+    _wait_for_all(finished, here)
     return launches
 
 

@@ -50,7 +50,11 @@ def test_cases_are_all_strategies_with_all_world_sizes_and_a_batch_that_does_not
     found = [str(case) for case in cases_here([2, 4], [1, 2])]
     strategies = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
     in_bf16 = ["ddp, 2 x 1, bf16", "ddp, 4 x 1, bf16"] if has_bf16(torch.device("cpu")) else []
-    in_fp32 = ["single, 1 x 2", *(f"{s}, {p} x {a}" for s in strategies for p in (2, 4) for a in (1, 2))]
+    in_fp32 = [
+        "single, 1 x 2",
+        "single, 1 x 1, 3 together",
+        *(f"{s}, {p} x {a}" for s in strategies for p in (2, 4) for a in (1, 2)),
+    ]
     assert found == in_fp32 + in_bf16
     assert main(["verify", "--processes", "3"]) == 2
     assert "does not divide among 3 processes" in capsys.readouterr().err
