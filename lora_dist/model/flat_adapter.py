@@ -23,9 +23,11 @@ class FlatAdapter(nn.Module):
         self._sizes = [parameter.numel() for parameter in named.values()]
         self._layers = [layer for _, layer in lora.layers(model)]
         self.values = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in named.values()]))
-        """All elements of A (r, in) and B (out, r) of each layer, in the model's order: (elements,) fp32."""
+        """All elements of A (r, in), B (out, r) and DoRA's norms (out,) of each layer, in the model's order:
+        (elements,) fp32."""
         for layer in self._layers:
-            del layer.lora_A, layer.lora_B
+            for attribute in layer.trained.values():
+                delattr(layer, attribute)
         self.assign(self.values.detach())
 
     @property
@@ -41,20 +43,27 @@ class FlatAdapter(nn.Module):
     def forward(self, dtype: torch.dtype) -> Tensor:
         """Return a copy of the elements in `dtype`, for `assign`: (elements,).
 
-        Under ZeRO-3, only the copy is whole after this call.
+        With DoRA in fp32, as bf16 would change the norms, and so the whole frozen weight, by up to 0.4 %. Under ZeRO-3,
+        only the copy is whole after this call.
         """
-        return self.values.to(dtype, copy=True)
+        return self.values.to(torch.float32 if self._layers[0].dora else dtype, copy=True)
 
     def assign(self, elements: Tensor) -> None:
-        """Give each layer its A and B as views of `elements` (elements,)."""
+        """Give each layer its A and B (and norms) as views of `elements` (elements,)."""
         parts = iter(self.split(elements).values())
         for layer in self._layers:
-            layer.lora_A, layer.lora_B = next(parts), next(parts)  # type: ignore[assignment]
+            for attribute in layer.trained.values():
+                setattr(layer, attribute, next(parts))
 
     def split(self, elements: Tensor) -> dict[str, Tensor]:
         """Split a tensor that is laid out as `values` is, (elements,), into the matrices by name."""
         parts = zip(self._shapes.items(), torch.split(elements, self._sizes), strict=True)
         return {name: part.view(shape) for (name, shape), part in parts}
+
+    def rates(self, ratio: float) -> Tensor:
+        """Return LoRA+'s factor of each element's learning rate, 1 for A and `ratio` for all else: (elements,)."""
+        by_name = {name: 1.0 if "lora_A" in name else ratio for name in self._shapes}
+        return self.join({name: torch.full(self._shapes[name], rate) for name, rate in by_name.items()})
 
     def join(self, named: Mapping[str, Tensor]) -> Tensor:
         """Invert `split`: (elements,)."""

@@ -16,6 +16,7 @@ from lora_dist.data.collate import Batch
 from lora_dist.distributed.compat import load_weights_whole
 from lora_dist.distributed.world import World
 from lora_dist.model.flat_adapter import FlatAdapter
+from lora_dist.training.lora_plus import adamw
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Torch's names for AdamW's two moments, the running means of the gradient and of its square."""
@@ -34,6 +35,7 @@ class TrainingStrategy:
         adapter: FlatAdapter,
         *,
         weight_decay: float,
+        lora_plus_ratio: float = 1.0,
         micro_batch_size: int,
         max_grad_norm: float | None,
     ) -> None:
@@ -44,6 +46,7 @@ class TrainingStrategy:
             module: maps a batch and the factor of its loss to that loss and to sums (n,), as `loss.ReferenceLoss` does.
             adapter: the part of `module` that is trained.
             weight_decay: weight decay of AdamW.
+            lora_plus_ratio: see `TrainSettings`.
             micro_batch_size: examples per forward pass and rank.
             max_grad_norm: L2 norm that the gradient is clipped to; None does not clip.
         """
@@ -69,7 +72,7 @@ class TrainingStrategy:
                 gradient_as_bucket_view=True,
                 bucket_cap_mb=math.ceil(4 * size / 2**20),  # one bucket
             )
-        optimizer = torch.optim.AdamW([adapter.values], lr=0.0, weight_decay=weight_decay, fused=True)
+        optimizer = adamw(adapter, weight_decay=weight_decay, lora_plus_ratio=lora_plus_ratio, rank=world.rank)
         self._module, self._optimizer = world.accelerator.prepare(module, optimizer)
         load_weights_whole()  # `prepare` has turned partitioning on again
 

@@ -193,6 +193,7 @@ class Trainer:
             module := CapturedLoss(loss),
             loss.adapter,
             weight_decay=cfg.weight_decay,
+            lora_plus_ratio=cfg.lora_plus_ratio,
             micro_batch_size=cfg.micro_batch_size(world.size),
             max_grad_norm=cfg.max_grad_norm,
         )
