@@ -99,6 +99,8 @@ class DataSettings:
     """Folder with trainset.csv, devset.csv and testset_w_refs.csv; None reads tuetschek/e2e_nlg from the hub."""
     limit_train: int | None = None
     """Train on the first N examples only; None uses all of them."""
+    linearization: Literal["csv", "authors"] = "csv"
+    """MRs in prompts. csv: name[The Eagle], eatType[pub]. authors: the LoRA authors' name : The Eagle | Type : pub."""
 
     def __post_init__(self) -> None:
         _require_at_least_1("data", self, "limit_train")
@@ -156,11 +158,9 @@ class TrainSettings:
     def __post_init__(self) -> None:
         sizes = ("epochs", "max_steps", "global_batch_size", "refs_per_mr", "accumulation_steps")
         _require_at_least_1("train", self, *sizes, "log_steps", "checkpoint_steps", "keep_checkpoints")
-        for name in ("learning_rate", "weight_decay", "warmup_steps", "seed"):
+        for name in ("learning_rate", "lora_plus_ratio", "weight_decay", "warmup_steps", "seed"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, flag("train", name), value, "must be >= 0")
-        ratio = self.lora_plus_ratio
-        _require(math.isfinite(ratio) and ratio > 0, "--train.lora-plus-ratio", ratio, "must be > 0")
         _require(self.seed < 2**63, "--train.seed", self.seed, "must be < 2**63")
         _require(0 <= (p := self.label_smoothing) < 1, "--train.label-smoothing", p, "must be 0 <= p < 1")
         _require((norm := self.max_grad_norm) is None or norm > 0, "--train.max-grad-norm", norm, "must be > 0")

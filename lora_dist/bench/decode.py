@@ -65,7 +65,7 @@ def bench_decode(
     """
     tokenizer = load_tokenizer(model)
     mrs = [group.mr for group in group_by_mr(load_split(data, "test"))]
-    prompts = encode_prompts(tokenizer, mrs[:: max(1, len(mrs) // num_mrs)][:num_mrs])
+    prompts = encode_prompts(tokenizer, mrs[:: max(1, len(mrs) // num_mrs)][:num_mrs], data.linearization)
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
         gpt2 = save_model(model, shape, Path(name))
         inputs = DecodeInputs(Path(name), replace(settings, max_new_tokens=NEW_TOKENS), tokenizer.eos_token_id)

@@ -98,14 +98,15 @@ def check_groups(settings: Settings, groups: Sequence[Group]) -> None:
     Raises:
         UserError: if a sentence might exceed the model's positions after one of them.
     """
-    prompts = encode_prompts(load_tokenizer(settings.model), [group.mr for group in groups])
+    mrs = [group.mr for group in groups]
+    prompts = encode_prompts(load_tokenizer(settings.model), mrs, settings.data.linearization)
     check_room(load_config(settings.model).n_positions, max(map(len, prompts)), settings.decode)
 
 
 def generate(settings: Settings, adapter: Path, device: torch.device, mrs: Sequence[str]) -> list[Found]:
     """Return the `num_return` best sentences of each MR."""
     decoder = load_decoder(settings, adapter, device)
-    return decoder.sentences(encode_prompts(decoder.tokenizer, mrs))
+    return decoder.sentences(encode_prompts(decoder.tokenizer, mrs, settings.data.linearization))
 
 
 def decode(settings: Settings, run: RunDir, world: World) -> None:
@@ -121,10 +122,12 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
     groups = group_by_mr(examples)[: settings.decode.limit]
     decoder = first_on_node(world, lambda: load_decoder(settings, run.adapter, world.device))
     signature = _signature(decoder, run, examples, groups)
+    if settings.data.linearization != "csv":  # so that a signature from before there was a choice stays as it is
+        signature["linearization"] = settings.data.linearization
     files = {"the adapter's SHA-256": signature["adapter"], "the base model's fingerprint": signature["base"]}
     files |= {"the test set's fingerprint": signature["test_data"]}
-    require_agreement(world, {**as_options(settings, "decode"), **files, **versions()})
-    prompts = encode_prompts(decoder.tokenizer, [group.mr for group in groups])
+    require_agreement(world, {**as_options(settings, "data", "decode"), **files, **versions()})
+    prompts = encode_prompts(decoder.tokenizer, [group.mr for group in groups], settings.data.linearization)
     done = on_main(world, lambda: open_ledger(run, signature))
     start = time.perf_counter()
     with graceful_shutdown() as request:

@@ -97,7 +97,7 @@ class Checkpoints:
         if not self.run.config.is_file():
             return
         config, stored = read_config(self.run), read_settings(self.run)
-        options = as_options(stored, "model", "lora", "train", "decode")
+        options = as_options(stored, "model", "lora", "train", "decode", "data")
         old = {name: options.get(name) if name.startswith("--") else value for name, value in self.identity.items()}
         old |= {f"{name} data": config["data"].get(split) for name, split in _SPLITS if f"{name} data" in old}
         if old != self.identity:
