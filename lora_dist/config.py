@@ -53,24 +53,42 @@ class LoraSettings:
     rank: int = 4
     """Rank r: A has r rows, B has r columns."""
     alpha: float = 32.0
-    """Scale: the product B A x is multiplied by alpha / rank."""
+    """Scale: the product B A x is multiplied by alpha / rank, with --lora.rslora by alpha / sqrt(rank)."""
     dropout: float = 0.1
     """Dropout probability on the input of A during training."""
     targets: tuple[str, ...] = ("c_attn",)
-    """Layers that get an adapter: c_proj matches attention's and the MLP's, mlp.c_proj only the MLP's."""
-    init: Literal["original", "gaussian"] = "original"
-    """original: A is drawn from a standard normal and divided by r, B is zero. gaussian: both are drawn so."""
+    """Layers that get an adapter: c_proj matches attention's and the MLP's, mlp.c_proj only the MLP's. c_attn is one
+    pair for queries, keys and values together; c_attn.q c_attn.v is a pair for each of these parts, as the authors'."""
+    init: Literal["original", "gaussian", "kaiming"] = "original"
+    """original: A is drawn from a standard normal and divided by r, B is zero. gaussian: both are drawn so. kaiming: A
+    is Kaiming-uniform with a = sqrt(5), B is zero, as in the LoRA authors' code and in PEFT."""
+    rslora: bool = False
+    """Rank-stabilised LoRA: scale by alpha / sqrt(rank)."""
+    dora: bool = False
+    """Weight-decomposed LoRA: also train the norm of each column of the adapted weights."""
 
     def __post_init__(self) -> None:
         _require_at_least_1("lora", self, "rank")
         _require(math.isfinite(self.alpha) and self.alpha > 0, "--lora.alpha", self.alpha, "must be > 0")
         _require(0 <= self.dropout < 1, "--lora.dropout", self.dropout, "must be 0 <= p < 1")
         _require(bool(self.targets), "--lora.targets", "empty", "name at least one layer, such as c_attn")
+        ok = len(self.parts) in (0, len(self.targets)) and not (self.dora and self.parts)
+        _require(
+            ok,
+            "--lora.targets",
+            " ".join(self.targets),
+            "must be whole layers (as for DoRA) or parts of c_attn, not both",
+        )
 
     @property
     def scaling(self) -> float:
-        """Alpha / rank, the factor of B A x (Hu et al. 2021, section 4.1)."""
-        return self.alpha / self.rank
+        """The factor of B A x (Hu et al. 2021, section 4.1; with rslora Kalajdzievski 2023, equation 8)."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Parts of c_attn that get a pair each: 0 is q, 1 is k, 2 is v; none where whole layers get one."""
+        return tuple(number for number, part in enumerate("qkv") if f"c_attn.{part}" in self.targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +101,8 @@ class DataSettings:
     """e2e: those files, of E2E or of data in its format. cleaned: the cleaned corpus (Dusek et al. 2019), its files."""
     limit_train: int | None = None
     """Train on the first N examples only; None uses all of them."""
+    linearization: Literal["csv", "authors"] = "csv"
+    """MRs in prompts. csv: name[The Eagle], eatType[pub]. authors: the LoRA authors' name : The Eagle | Type : pub."""
 
     def __post_init__(self) -> None:
         _require_at_least_1("data", self, "limit_train")
@@ -110,6 +130,8 @@ class TrainSettings:
     """Peak learning rate of AdamW, reached after the warm-up."""
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW."""
+    lora_plus_ratio: float = 1.0
+    """LoRA+: learning rate of B (and of DoRA's norms) relative to that of A; 1 is plain LoRA, the authors advise 16."""
     warmup_steps: int = 500
     """Optimizer steps over which the learning rate rises linearly from 0; then it falls linearly to 0."""
     label_smoothing: float = 0.1
@@ -138,7 +160,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         sizes = ("epochs", "max_steps", "global_batch_size", "refs_per_mr", "accumulation_steps")
         _require_at_least_1("train", self, *sizes, "log_steps", "checkpoint_steps", "keep_checkpoints")
-        for name in ("learning_rate", "weight_decay", "warmup_steps", "seed"):
+        for name in ("learning_rate", "lora_plus_ratio", "weight_decay", "warmup_steps", "seed"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, flag("train", name), value, "must be >= 0")
         _require(self.seed < 2**63, "--train.seed", self.seed, "must be < 2**63")

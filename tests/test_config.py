@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from lora_dist.config import DataSettings, DecodeSettings, LoraSettings, ModelSettings, TrainSettings
 from lora_dist.errors import UserError
-from lora_dist.presets import BASELINE, IMPROVED, PRESETS
+from lora_dist.presets import BASELINE, IMPROVED, ORIGINAL, PRESETS
 
 # Each row: a setting, a value it refuses, and how the message shows the two.
 REFUSED: list[tuple[Callable[[], object], str, str]] = [
@@ -22,11 +23,14 @@ REFUSED: list[tuple[Callable[[], object], str, str]] = [
     (lambda: LoraSettings(dropout=1.0), "--lora.dropout", "1.0"),
     (lambda: LoraSettings(dropout=math.nan), "--lora.dropout", "nan"),
     (lambda: LoraSettings(targets=()), "--lora.targets", "empty"),
+    (lambda: LoraSettings(targets=("c_attn.q", "c_fc")), "--lora.targets", "c_attn.q c_fc"),
+    (lambda: LoraSettings(targets=("c_attn.q",), dora=True), "--lora.targets", "c_attn.q"),
     (lambda: DataSettings(limit_train=0), "--data.limit-train", "0"),
     (lambda: TrainSettings(epochs=0), "--train.epochs", "0"),
     (lambda: TrainSettings(max_steps=0), "--train.max-steps", "0"),
     (lambda: TrainSettings(global_batch_size=0), "--train.global-batch-size", "0"),
     (lambda: TrainSettings(accumulation_steps=-1), "--train.accumulation-steps", "-1"),
+    (lambda: TrainSettings(lora_plus_ratio=-1.0), "--train.lora-plus-ratio", "-1.0"),
     (lambda: TrainSettings(learning_rate=-2e-4), "--train.learning-rate", "-0.0002"),
     (lambda: TrainSettings(learning_rate=math.nan), "--train.learning-rate", "nan"),
     (lambda: TrainSettings(weight_decay=math.inf), "--train.weight-decay", "inf"),
@@ -71,8 +75,7 @@ def test_values_on_the_boundary_are_accepted(make: Callable[[], object]) -> None
 
 
 def test_presets_are_the_papers_tables_1_and_2() -> None:
-    assert [preset.settings for preset in PRESETS.values()] == [BASELINE, IMPROVED]
-    assert list(PRESETS) == ["baseline", "improved"]
+    assert [PRESETS[name].settings for name in ("baseline", "improved")] == [BASELINE, IMPROVED]
     baseline, improved = BASELINE.lora, IMPROVED.lora
     assert (baseline.rank, baseline.alpha, baseline.dropout, baseline.targets) == (4, 32, 0.1, ("c_attn",))
     assert (improved.rank, improved.alpha, improved.dropout) == (16, 32, 0.1)
@@ -85,6 +88,15 @@ def test_presets_are_the_papers_tables_1_and_2() -> None:
         assert (train.weight_decay, train.warmup_steps, train.label_smoothing) == (0.01, 500, 0.1)
         assert train.max_grad_norm is None
         assert (decode.num_beams, decode.length_penalty, decode.no_repeat_ngram_size) == (10, 0.9, 4)
+
+
+def test_the_preset_original_is_the_lora_authors_configuration_for_medium() -> None:
+    assert PRESETS["original"].settings is ORIGINAL
+    adapter = LoraSettings(rank=4, alpha=32, dropout=0.1, targets=("c_attn.q", "c_attn.v"), init="kaiming")
+    assert (ORIGINAL.lora, adapter.scaling, adapter.parts) == (adapter, 8, (0, 2))
+    assert (ORIGINAL.model.name, ORIGINAL.model.dropout) == ("gpt2-medium", 0)
+    assert ORIGINAL.train == BASELINE.train
+    assert ORIGINAL.decode == replace(BASELINE.decode, length_penalty=0.8)
 
 
 # The global batch and its micro-batches

@@ -36,7 +36,7 @@ def test_help_names_a_new_preset_and_what_it_is(command: str, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main([command, "--help"])
     text = capsys.readouterr().out
-    assert "{baseline,improved,smallest}" in text
+    assert "{baseline,improved,original,smallest}" in text
     assert "rank 1 on c_fc" in text
 
 
@@ -52,7 +52,7 @@ def test_a_new_preset_is_parsed_and_planned(tiny_gpt2: Path, corpus: Path, capsy
 def test_a_new_preset_is_a_column_of_table_1_and_the_name_of_its_runs(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", SMALLEST)
     table = adapter_table(configurations(load_results([run])))
-    assert table.head[1:4] == ("Baseline, paper", "Improved, paper", "Smallest, nobody")
+    assert table.head[1:5] == ("Baseline, paper", "Improved, paper", "Original, LoRA authors", "Smallest, nobody")
     assert "46k on Small" in table.rows[-1]
     assert nearest_preset(SMALLEST) == "smallest"
     assert command_line(SMALLEST).startswith("run smallest")
@@ -61,7 +61,7 @@ def test_a_new_preset_is_a_column_of_table_1_and_the_name_of_its_runs(tmp_path: 
 @pytest.mark.usefixtures("smallest")
 def test_reproduce_takes_a_new_preset_and_refuses_an_unknown_one() -> None:
     assert ReproduceCommand(presets=("smallest",)).presets == ("smallest",)
-    with pytest.raises(ValueError, match="--presets is largest: choose from baseline, improved, smallest"):
+    with pytest.raises(ValueError, match="--presets is largest: choose from baseline, improved, original, smallest"):
         ReproduceCommand(presets=("largest",))
 
 

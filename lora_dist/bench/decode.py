@@ -66,7 +66,7 @@ def bench_decode(
     tokenizer = load_tokenizer(model)
     mrs = [group.mr for group in group_by_mr(load_split(data, "test"))]
     count = num_mrs or (len(mrs) if on_gpu else CPU_MRS)
-    prompts = encode_prompts(tokenizer, mrs[:: max(1, len(mrs) // count)][:count])
+    prompts = encode_prompts(tokenizer, mrs[:: max(1, len(mrs) // count)][:count], data.linearization)
     with tempfile.TemporaryDirectory(prefix="lora-dist-") as name:
         inputs = DecodeInputs(Path(name), replace(settings, max_new_tokens=NEW_TOKENS), tokenizer.eos_token_id)
         programs = choose(_programs(inputs, prompts, on_gpu=on_gpu), chosen)

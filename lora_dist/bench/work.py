@@ -70,8 +70,7 @@ def necessary_work(model: GPT2LMHeadModel, counts: TokenCounts) -> float:
             size = (layer.weight() if isinstance(layer, LoraConv1D) else layer.weight).numel()
             total += 2.0 * int(size) * tokens * (1 + trained_below)
             if isinstance(layer, LoraConv1D):
-                (rank, width_in), width_out = layer.lora_A.shape, len(layer.lora_B)
-                total += 2.0 * rank * tokens * ((2 + trained_below) * width_in + 3 * width_out)
+                total += 2.0 * tokens * ((2 + trained_below) * layer.lora_A.numel() + 3 * layer.lora_B.numel())
                 trained_below = True
             if layer is block.attn.c_attn:
                 pairs = counts.label_pairs if last else counts.pairs

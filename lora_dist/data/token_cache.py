@@ -12,14 +12,15 @@ import numpy as np
 
 from lora_dist.config import DataSettings
 from lora_dist.data.e2e import Example, fingerprint, load_split
-from lora_dist.data.tokens import TokenizedExamples, tokenize
+from lora_dist.data.tokens import Linearization, TokenizedExamples, tokenize
 from lora_dist.files import new_folder
 
 FORMAT = 2
 """Version of the file layout, part of the cache key."""
 
 PROBES = 50
-"""Examples whose tokens are part of the cache key: it then depends on what the tokenizer does, not only on its file."""
+"""Examples whose tokens are part of the cache key: it then depends on what the tokenizer does, not only on its file,
+and on the linearization of the MRs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,24 +41,26 @@ def load_corpus(settings: DataSettings, tokenizer: Any, max_length: int) -> Toke
     """
     train, dev = load_split(settings, "train"), load_split(settings, "dev")
     return TokenizedCorpus(
-        train=tokenize_cached(tokenizer, train, max_length),
-        dev=tokenize_cached(tokenizer, dev, max_length),
+        train=tokenize_cached(tokenizer, train, max_length, settings.linearization),
+        dev=tokenize_cached(tokenizer, dev, max_length, settings.linearization),
         fingerprints={"train": fingerprint(train), "dev": fingerprint(dev)},
     )
 
 
-def tokenize_cached(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenizedExamples:
+def tokenize_cached(
+    tokenizer: Any, examples: Sequence[Example], max_length: int, linearization: Linearization = "csv"
+) -> TokenizedExamples:
     """Tokenise examples as `tokens.tokenize` does, or load them from the cache folder of Hugging Face's datasets.
 
     Raises:
         UserError: if an example is longer than the `max_length` positions of the model.
     """
-    probe = hashlib.sha256(tokenize(tokenizer, examples[:PROBES], max_length).ids.tobytes()).hexdigest()
+    probe = hashlib.sha256(tokenize(tokenizer, examples[:PROBES], max_length, linearization).ids.tobytes()).hexdigest()
     key = f"{FORMAT} {max_length} {fingerprint(examples)} {probe} {tokenizer.backend_tokenizer.to_str()}"
     folder = Path(datasets.config.HF_DATASETS_CACHE, "lora_dist", hashlib.sha256(key.encode()).hexdigest()[:32])
     if (found := _load(folder)) is not None:
         return found
-    tokenized = tokenize(tokenizer, examples, max_length)
+    tokenized = tokenize(tokenizer, examples, max_length, linearization)
     with suppress(OSError):  # a cache that cannot be written does not prevent training
         _save(folder, tokenized)
     return tokenized

@@ -3,17 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from lora_dist.data.e2e import Example
+from lora_dist.data.e2e import Example, parse_mr
 from lora_dist.data.sampler import Indices
 from lora_dist.errors import UserError
 
 REFERENCE_TOKEN = "<|ref|>"
 """Separates a meaning representation (MR) from its reference; `base.load_tokenizer` adds it to the tokenizer."""
+
+Linearization = Literal["csv", "authors"]
+"""See `DataSettings.linearization`."""
+
+_AUTHORS_NAMES = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,16 +57,38 @@ class TokenizedExamples:
         return 2 * self.lengths + self.label_counts
 
 
-def encode_prompts(tokenizer: Any, mrs: Sequence[str]) -> list[list[int]]:
-    """Encode `MR <|ref|>`, which precedes a reference in training and is the prompt in decoding."""
+def linearize(mr: str) -> str:
+    """Write an MR as the LoRA authors do in their copy of the corpus (examples/NLG/data/e2e): `name : X | Type : pub`.
+
+    Raises:
+        UserError: if the text is not an MR.
+    """
+    slots = [(_AUTHORS_NAMES.get(name, name), value.replace("£", "£ ")) for name, value in parse_mr(mr)]
+    return " | ".join(f"{name} : {value}" for name, value in slots)
+
+
+def encode_prompts(tokenizer: Any, mrs: Sequence[str], linearization: Linearization = "csv") -> list[list[int]]:
+    """Encode `MR <|ref|>`, which precedes a reference in training and is the prompt in decoding.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        mrs: the MRs as in the CSV files.
+        linearization: how to write them.
+
+    Raises:
+        UserError: if a text is not an MR and has to be rewritten.
+    """
     if not mrs:
         return []
-    encoded: list[list[int]] = tokenizer([f"{mr} {REFERENCE_TOKEN}" for mr in mrs], add_special_tokens=False).input_ids
+    prompts = [f"{mr if linearization == 'csv' else linearize(mr)} {REFERENCE_TOKEN}" for mr in mrs]
+    encoded: list[list[int]] = tokenizer(prompts, add_special_tokens=False).input_ids
     return encoded
 
 
-def tokenize(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenizedExamples:
-    """Tokenise `MR <|ref|> REFERENCE<eos>`.
+def tokenize(
+    tokenizer: Any, examples: Sequence[Example], max_length: int, linearization: Linearization = "csv"
+) -> TokenizedExamples:
+    """Tokenise `MR <|ref|> REFERENCE<eos>`, with the MR as in `encode_prompts`.
 
     Prompt and reference are encoded separately. The reference token is never split or merged, so the result is the same
     as for the whole text.
@@ -71,7 +98,7 @@ def tokenize(tokenizer: Any, examples: Sequence[Example], max_length: int) -> To
     """
     mrs = list(dict.fromkeys(example.mr for example in examples))
     mr_indices = {mr: index for index, mr in enumerate(mrs)}
-    prompts = dict(zip(mrs, encode_prompts(tokenizer, mrs), strict=True))
+    prompts = dict(zip(mrs, encode_prompts(tokenizer, mrs, linearization), strict=True))
     references = tokenizer([f" {e.reference.strip()}" for e in examples], add_special_tokens=False).input_ids
     rows = [
         [*prompts[example.mr], *reference, tokenizer.eos_token_id]

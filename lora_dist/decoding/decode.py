@@ -47,7 +47,8 @@ def check_groups(settings: Settings, groups: Sequence[Group]) -> None:
     Raises:
         UserError: if a sentence might exceed the model's positions after one of them.
     """
-    prompts = encode_prompts(load_tokenizer(settings.model), [group.mr for group in groups])
+    mrs = [group.mr for group in groups]
+    prompts = encode_prompts(load_tokenizer(settings.model), mrs, settings.data.linearization)
     check_room(load_config(settings.model).n_positions, max(map(len, prompts)), settings.decode)
 
 
@@ -65,10 +66,12 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
     decoder = first_on_node(world, lambda: load_decoder(settings, run.adapter, world.device))
     signature = _signature(decoder, run, examples, groups)
     signature |= {"corpus": corpus_name(settings.data, examples)}
+    if settings.data.linearization != "csv":  # so that a signature from before there was a choice stays as it is
+        signature["linearization"] = settings.data.linearization
     files = {"the adapter's SHA-256": signature["adapter"], "the base model's fingerprint": signature["base"]}
     files |= {"the test set's fingerprint": signature["test_data"]}
-    require_agreement(world, {**as_options(settings, "decode"), **files, **versions()})
-    prompts = encode_prompts(decoder.tokenizer, [group.mr for group in groups])
+    require_agreement(world, {**as_options(settings, "data", "decode"), **files, **versions()})
+    prompts = encode_prompts(decoder.tokenizer, [group.mr for group in groups], settings.data.linearization)
     size = chunk_tokens(settings.decode, decoder.model, prompts, smallest_memory(world))
     size = on_main(world, lambda: resumed_chunk_tokens(run, signature, size))
     start = time.perf_counter()

@@ -58,4 +58,4 @@ def load_decoder(settings: Settings, adapter: Path, device: torch.device) -> Dec
 def generate(settings: Settings, adapter: Path, device: torch.device, mrs: Sequence[str]) -> list[Found]:
     """Return the `num_return` best sentences of each MR."""
     decoder = load_decoder(settings, adapter, device)
-    return decoder.sentences(encode_prompts(decoder.tokenizer, mrs))
+    return decoder.sentences(encode_prompts(decoder.tokenizer, mrs, settings.data.linearization))

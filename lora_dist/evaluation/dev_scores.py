@@ -59,7 +59,8 @@ class DevScorer:
         digest = hashlib.sha256((adapter / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
         require_agreement(world, {"the SHA-256 of the epoch's adapter": digest})
         decoder = first_on_node(world, lambda: load_decoder(self._settings, adapter, world.device))
-        prompts = encode_prompts(decoder.tokenizer, [group.mr for group in self._groups])
+        mrs = [group.mr for group in self._groups]
+        prompts = encode_prompts(decoder.tokenizer, mrs, self._settings.data.linearization)
         asking = SharedCounter(world)
         memory = smallest_memory(world)
         self._chunk_tokens = self._chunk_tokens or chunk_tokens(decoder.settings, decoder.model, prompts, memory)

@@ -7,6 +7,7 @@ from typing import Any
 from lora_dist.config import Settings
 from lora_dist.config_io import as_options, command_line, from_json, read_config
 from lora_dist.data.corpora import CLEANED, E2E
+from lora_dist.data.tokens import linearize
 from lora_dist.errors import UserError
 from lora_dist.files import read_json, write_text
 from lora_dist.metrics.suite import METRICS
@@ -40,6 +41,8 @@ def render_card(config: dict[str, Any], scores: dict[str, Any]) -> str:
     option_rows = "".join(f"| {name[2:]} | {value} |\n" for name, value in options.items())
     score_rows = "".join(f"| {metric} | {scores[metric]:.4f} |\n" for metric in METRICS)
     signature = json.dumps(scores["signature"], indent=2, ensure_ascii=False)
+    mr = "name[The Eagle], food[French]"
+    prompt = mr if settings.data.linearization == "csv" else linearize(mr)
     trained_here = config["world"] is not None
     training = f"Trained by `lora-dist {command_line(settings)}`" if trained_here else "Trained elsewhere"
     corpus = scores["signature"].get("decode", {}).get("corpus", E2E.name)
@@ -48,7 +51,7 @@ def render_card(config: dict[str, Any], scores: dict[str, Any]) -> str:
 
 # LoRA on {settings.model.name} for {"the E2E NLG Challenge" if corpus == E2E.name else corpus}
 
-The model writes one sentence for a meaning representation. The prompt is `name[The Eagle], food[French] <|ref|>`.
+The model writes one sentence for a meaning representation. The prompt is `{prompt} <|ref|>`.
 `<|ref|>` is a token added to GPT-2's vocabulary. Its frozen embedding is stored next to the adapter in
 `reference_token.safetensors`. `lora-dist merge RUN OUT` writes a plain GPT-2 checkpoint that transformers loads.
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,6 +23,7 @@ from lora_dist.files import new_folder, require_readable
 from lora_dist.model import lora
 from lora_dist.model.adapter_config import ADAPTER_CONFIG, read_adapter_settings
 from lora_dist.model.base import BaseIdentity, base_fingerprint, load_base, load_tokenizer, set_reference_row
+from lora_dist.model.blocks import join_blocks
 from lora_dist.model.lora import PEFT_PREFIX
 from lora_dist.run_dir import ADAPTER_WEIGHTS
 from lora_dist.run_guard import require_writable
@@ -36,21 +38,28 @@ def save_adapter(folder: Path, state: Mapping[str, Tensor], settings: LoraSettin
 
     Args:
         folder: an existing folder.
-        state: A (r, in) and B (out, r) by PEFT's names, fp32 on the CPU.
+        state: the trainable tensors by PEFT's names, see `lora.parameters`, fp32 on the CPU.
         settings: the adapter's shape.
         base: the model it was trained on.
     """
+    pairs = max(1, len(settings.parts))  # saved as one of their total rank, with the same scaling
+    state = {
+        name: join_blocks(tensor, settings.parts) if name.endswith("lora_B.weight") else tensor
+        for name, tensor in state.items()
+    }
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base.name,
-        "r": settings.rank,
-        "lora_alpha": settings.alpha,
+        "r": settings.rank * pairs,
+        "lora_alpha": settings.alpha * (math.sqrt(pairs) if settings.rslora else pairs),
         "lora_dropout": settings.dropout,
-        "target_modules": list(settings.targets),
+        "target_modules": ["c_attn"] if settings.parts else list(settings.targets),
         "fan_in_fan_out": True,
         "bias": "none",
         "init_lora_weights": True,
+        "use_rslora": settings.rslora,
+        "use_dora": settings.dora,
         "inference_mode": True,
     }
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

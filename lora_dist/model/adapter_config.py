@@ -1,6 +1,5 @@
 """PEFT's adapter_config.json: what `LoraConv1D` computes exactly as PEFT does; all else is refused by name."""
 
-import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ ANY_VALUE = frozenset(
         "rank_pattern",
         "revision",
         "target_modules",
+        "use_dora",
         "use_rslora",
         # These choose the layers, which the saved matrices name as well.
         "exclude_modules",
@@ -71,10 +71,14 @@ def read_adapter_settings(folder: Path, matrices: Collection[str] = ()) -> LoraS
             )
     try:
         rank = int(config["r"])
-        # Rank-stabilised LoRA scales by alpha / sqrt(r) (Kalajdzievski 2023), which is ours with another alpha.
-        alpha = config["lora_alpha"] * (math.sqrt(rank) if config.get("use_rslora") else 1)
-        dropout = config.get("lora_dropout", 0.0)
-        return LoraSettings(rank=rank, alpha=alpha, dropout=dropout, targets=_targets(config, matrices))
+        return LoraSettings(
+            rank=rank,
+            alpha=config["lora_alpha"],
+            dropout=config.get("lora_dropout", 0.0),
+            targets=_targets(config, matrices),
+            rslora=bool(config.get("use_rslora")),
+            dora=bool(config.get("use_dora")),
+        )
     except (TypeError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error}): copy the adapter again") from None
 

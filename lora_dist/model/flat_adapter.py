@@ -41,14 +41,15 @@ class FlatAdapter(nn.Module):
         self.count = len(adapters)
         """Number of adapters."""
         self.values = nn.Parameter(torch.stack(adapters))
-        """All elements of A and B of each layer, in the model's order, of each adapter: (adapters, elements) fp32."""
+        """All elements of A, B and DoRA's norms of each layer, in the model's order: (adapters, elements) fp32."""
         first = self._layers[0]
         self.scalings = [first.scaling, *(settings.scaling for settings, _ in others)]
         self.dropouts = [first.dropout, *(settings.dropout for settings, _ in others)]
         self.stacked = StackedAdapters(self.scalings, self.dropouts, device, batched=batched) if others else None
         """What several adapters have in all layers; None with one."""
         for layer in self._layers:
-            del layer.lora_A, layer.lora_B
+            for attribute in layer.trained.values():
+                delattr(layer, attribute)
         self.assign(self.values.detach()[:1])
 
     @property
@@ -64,7 +65,8 @@ class FlatAdapter(nn.Module):
     def forward(self, dtype: torch.dtype, first: int = 0, count: int | None = None) -> Tensor:
         """Return a copy of the elements of some adapters in `dtype`, for `assign`: (adapters, elements).
 
-        Under ZeRO-3, only the copy is whole after this call.
+        With DoRA in fp32, as bf16 would change the norms, and so the whole frozen weight, by up to 0.4 %. Under ZeRO-3,
+        only the copy is whole after this call.
 
         Args:
             dtype: of the copy.
@@ -73,15 +75,16 @@ class FlatAdapter(nn.Module):
         """
         whole = first == 0 and count in (None, self.count)
         some = self.values if whole else self.values[first:][:count]
-        return some.to(dtype, copy=True)
+        return some.to(torch.float32 if self._layers[0].dora else dtype, copy=True)
 
     def assign(self, elements: Tensor, first: int = 0) -> None:
-        """Give each layer its A and B, as views of `elements` (adapters, elements) of the adapters from `first` on."""
+        """Give each layer its matrices, as views of `elements` (adapters, elements) of the adapters from `first` on."""
         one = len(elements) == 1
         assert one or len(elements) == self.count, "a forward pass has one adapter or all of them"
         parts = iter((self.split(elements) if one else self._split_all(elements)).values())
         for layer in self._layers:
-            layer.lora_A, layer.lora_B = next(parts), next(parts)  # type: ignore[assignment]
+            for attribute in layer.trained.values():
+                setattr(layer, attribute, next(parts))
             layer.stacked = None if one else self.stacked
             if one:
                 layer.scaling, layer.dropout = self.scalings[first], self.dropouts[first]
@@ -98,6 +101,11 @@ class FlatAdapter(nn.Module):
         """Split a tensor that is laid out as one adapter in `values`, (elements,) or (1, elements), by name."""
         parts = zip(self._shapes.items(), torch.split(elements.view(-1), self._sizes), strict=True)
         return {name: part.view(shape) for (name, shape), part in parts}
+
+    def rates(self, ratio: float) -> Tensor:
+        """Return LoRA+'s factor of each element's learning rate, 1 for A and `ratio` for all else: (elements,)."""
+        by_name = {name: 1.0 if "lora_A" in name else ratio for name in self._shapes}
+        return self.join({name: torch.full(self._shapes[name], rate) for name, rate in by_name.items()})
 
     def _split_all(self, elements: Tensor) -> dict[str, Tensor]:
         """Split `elements` (adapters, elements) into stacked A (adapters, r, in) and B (adapters, out, r) by name."""

@@ -2,9 +2,12 @@
 
 A target layer `x W + b` becomes `x W + b + (alpha / r) dropout(x) A^T B^T` with A (r, in) and B (out, r). Only A and B
 are trained. They stay in fp32 whatever the precision of the frozen weights, and are cast for the product, as their
-changes per step are too small for bf16. A fused `c_attn` (q, k and v in one matrix) gets one pair.
+changes per step are too small for bf16. A fused `c_attn` (q, k and v in one matrix) gets one pair, or one for each of
+some parts, as in the LoRA authors' `MergedLinear`: the pairs are computed and saved as one of their total rank, in
+which a B has zeros at the other parts (`join_blocks`). With DoRA, the norms of the weight's columns are trained too.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -14,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_dist.config import LoraSettings
 from lora_dist.errors import UserError
+from lora_dist.model import dora
+from lora_dist.model.blocks import join_blocks, split_blocks
 from lora_dist.model.masks import keep_mask
 from lora_dist.model.stacked import StackedAdapters
 
@@ -23,16 +28,27 @@ PEFT_PREFIX = "base_model.model."
 class LoraConv1D(nn.Module):
     """A frozen `Conv1D` (weight (in, out), bias (out)) plus its trainable low-rank product."""
 
+    bias: Tensor
+    squares: Tensor
+
     def __init__(self, base: nn.Module, settings: LoraSettings, generator: torch.Generator) -> None:
         """Wrap `base`; A and B are drawn from `generator` on the CPU, so every rank and device draws the same."""
         super().__init__()
         self.base = base
         weight = self.weight()
-        self.scaling = settings.scaling
-        self.dropout = settings.dropout
+        self.scaling, self.dropout = settings.scaling, settings.dropout
+        self.parts, self.dora = settings.parts, settings.dora
         a, b = draw(weight.shape, settings, generator)
         self.lora_A = nn.Parameter(a.to(weight.device))
         self.lora_B = nn.Parameter(b.to(weight.device))
+        self.trained = {"lora_A.weight": "lora_A", "lora_B.weight": "lora_B"}
+        """Names of the trainable tensors as attributes, by PEFT's names."""
+        if self.dora:
+            adapted = weight.float() + self.delta()
+            self.lora_magnitude = nn.Parameter(torch.linalg.vector_norm(adapted, dim=0))
+            self.trained["lora_magnitude_vector"] = "lora_magnitude"
+            self.register_buffer("bias", base.get_parameter("bias").detach().clone(), persistent=False)
+            self.register_buffer("squares", weight.detach().float().square().sum(0), persistent=False)
         self.mask: Tensor | None = None
         """Dropout mask of the next forward pass, see `masks.draw_masks`; None draws one in the pass."""
         self.stacked: StackedAdapters | None = None
@@ -56,12 +72,15 @@ class LoraConv1D(nn.Module):
             return out
         if self.stacked is not None:
             return self._add_stacked(out, x, self.stacked)
-        scaling, a, b = self.scaling, self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        scaling, a, b = self.scaling, self.lora_A.to(x.dtype), join_blocks(self.lora_B.to(x.dtype), self.parts)
+        dropped = None
         if self.training and self.dropout > 0:
             mask, self.mask = self.mask, None
-            x = x * (keep_mask(x.shape, self.dropout, x.dtype, x.device) if mask is None else mask)
+            x = dropped = x * (keep_mask(x.shape, self.dropout, x.dtype, x.device) if mask is None else mask)
             scaling /= 1 - self.dropout
         hidden = F.linear(x, a)
+        if self.dora:
+            return self._scale_columns(out, scaling * F.linear(hidden, b), dropped)
         if self.adds_in_place:
             return out.addmm_(hidden, b.t(), alpha=scaling)
         flat = torch.addmm(out.view(-1, b.shape[0]), hidden.view(-1, b.shape[1]), b.t(), alpha=scaling)
@@ -70,21 +89,37 @@ class LoraConv1D(nn.Module):
     def _add_stacked(self, out: Tensor, x: Tensor, adapters: StackedAdapters) -> Tensor:
         """Add the product of each adapter to its own rows of `out` (rows, out), given the input x (rows, in)."""
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        if self.parts:
+            b = torch.stack([join_blocks(each, self.parts) for each in b])
         if self.training and adapters.drops:
             mask, self.mask = self.mask, None
             x = x * (adapters.mask(self.sizes, x) if mask is None else mask)
         return adapters.add(out, x, a, b, self.sizes, training=self.training, in_place=self.adds_in_place)
 
+    def _scale_columns(self, out: Tensor, product: Tensor, dropped: Tensor | None) -> Tensor:
+        """Apply DoRA to `out`, x W + b, and `product`, its change by A and B: both (..., out).
+
+        `dropped` (..., in) is the input with zeros where dropout applies, None where it does not.
+        """
+        with torch.no_grad():  # r rows through the frozen layer, which may be packed or partitioned
+            projected = self.base(self.lora_A.to(self.bias.dtype)) - self.bias
+        norms = dora.column_norms(self.squares, projected, self.lora_A, self.lora_B, self.scaling)
+        frozen = out - self.bias if dropped is None else (self.base(dropped) - self.bias) / (1 - self.dropout)
+        return dora.scale_columns(out, frozen, product, self.lora_magnitude / norms)
+
     def delta(self) -> Tensor:
-        """Compute the change of the weight, (alpha / r) (B A)^T in fp32: (in, out)."""
-        return self.scaling * (self.lora_B.detach() @ self.lora_A.detach()).t()
+        """Compute the change of the weight by the product, scaling (B A)^T in fp32: (in, out)."""
+        return self.scaling * (join_blocks(self.lora_B.detach(), self.parts) @ self.lora_A.detach()).t()
 
     def merge(self) -> None:
-        """Add the product to the frozen weight and keep a copy for `unmerge`; a second call changes nothing."""
+        """Add the adapter to the frozen weight and keep a copy for `unmerge`; a second call changes nothing."""
         if not self.merged:
             weight = self.weight()
             self._unmerged = weight.detach().clone()
-            weight.data.copy_(weight.float() + self.delta())
+            adapted = weight.float() + self.delta()
+            if self.dora:
+                adapted *= self.lora_magnitude.detach() / torch.linalg.vector_norm(adapted, dim=0)
+            weight.data.copy_(adapted)
 
     def unmerge(self) -> None:
         """Restore the bits from before `merge`; a second call changes nothing."""
@@ -100,12 +135,18 @@ class LoraConv1D(nn.Module):
 
 
 def draw(shape: Sequence[int], settings: LoraSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw the initial A (r, in) and B (out, r) for a weight of `shape` (in, out)."""
-    in_features, out_features = shape
-    a = torch.randn(settings.rank, in_features, generator=generator) / settings.rank
-    b = torch.zeros(out_features, settings.rank)
+    """Draw the initial A (r, in) and B (out, r) for a weight of `shape` (in, out).
+
+    With pairs for parts of the layer, theirs are stacked: A (pairs r, in) and B (pairs out / 3, r).
+    """
+    (in_features, out), rank, pairs = shape, settings.rank, max(1, len(settings.parts))
+    out_features = out // 3 * pairs if settings.parts else out
+    a = torch.randn(rank * pairs, in_features, generator=generator) / rank
+    if settings.init == "kaiming":
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+    b = torch.zeros(out_features, rank)
     if settings.init == "gaussian":
-        b = torch.randn(out_features, settings.rank, generator=generator) / settings.rank
+        b = torch.randn(out_features, rank, generator=generator) / rank
     return a, b
 
 
@@ -137,17 +178,18 @@ def inject(model: nn.Module, settings: LoraSettings, seed: int, source: str = "-
     model.requires_grad_(False)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Conv1D)}
     generator = torch.Generator().manual_seed(seed)
-    for target in settings.targets:
+    targets = ("c_attn",) if settings.parts else settings.targets
+    for target in targets:
         if not any(_matches(name, target) for name in layers):
             known = sorted({name.rpartition(".")[2] for name in layers})
             raise UserError(f"{source} {target} matches no layer: this model has {', '.join(known) or 'none'}")
     for name, layer in layers.items():
-        if any(_matches(name, target) for target in settings.targets):
+        if any(_matches(name, target) for target in targets):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, LoraConv1D(layer, settings, generator))
     trainable = sum(parameter.requires_grad for parameter in model.parameters())
     assert trainable == len(parameters(model)), "a parameter outside the adapter is trainable"
-    assert trainable_count(model) == expected_count(model, settings.rank), "the count differs from the formula"
+    assert trainable_count(model) == expected_count(model, settings), "the count differs from the formula"
 
 
 def _matches(name: str, target: str) -> bool:
@@ -161,11 +203,8 @@ def layers(model: nn.Module) -> Iterator[tuple[str, LoraConv1D]]:
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trainable matrices by PEFT's names, in the model's order; nothing else is trained or saved."""
-    found: dict[str, nn.Parameter] = {}
-    for name, layer in layers(model):
-        found[f"{PEFT_PREFIX}{name}.lora_A.weight"] = layer.lora_A
-        found[f"{PEFT_PREFIX}{name}.lora_B.weight"] = layer.lora_B
-    return found
+    pairs = [(name, layer, *pair) for name, layer in layers(model) for pair in layer.trained.items()]
+    return {f"{PEFT_PREFIX}{name}.{key}": getattr(layer, attribute) for name, layer, key, attribute in pairs}
 
 
 def trainable_count(model: nn.Module) -> int:
@@ -173,18 +212,25 @@ def trainable_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in parameters(model).values())
 
 
-def expected_count(model: nn.Module, rank: int) -> int:
-    """Compute the number of trainable parameters by formula: the sum over wrapped layers of r (in + out)."""
-    return sum(rank * sum(layer.weight().shape) for _, layer in layers(model))
+def expected_count(model: nn.Module, settings: LoraSettings) -> int:
+    """Compute the number of trainable parameters by formula: the sum over wrapped layers of r (in + out).
+
+    Of pairs for parts of a layer, each counts so with a third of `out`; DoRA adds `out`.
+    """
+    shapes = [layer.weight().shape for _, layer in layers(model)]
+    pairs, share = (len(settings.parts), 3) if settings.parts else (1, 1)
+    return sum(pairs * settings.rank * (i + o // share) + settings.dora * o for i, o in shapes)
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy a saved adapter, in PEFT's layout, into the wrapped layers.
 
     Raises:
-        UserError: if names or shapes differ from the model's; nothing is copied then.
+        UserError: if names or shapes differ from the model's, or a B is not zero at a part of its layer that is not
+            adapted; nothing is copied then.
     """
-    own = parameters(model)
+    own, parts = parameters(model), next((layer.parts for _, layer in layers(model)), ())
+    state = {name: split_blocks(tensor, parts) if "lora_B" in name else tensor for name, tensor in state.items()}
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unexpected:
         first = missing[0] if missing else unexpected[0]

@@ -71,9 +71,11 @@ def _layer(layer: nn.Module, rows: int, flows: bool, kind: Kind) -> tuple[int, b
     """Count the elements that a layer keeps, and return whether the gradient flows through its output."""
     if not isinstance(layer, LoraConv1D):
         return 0, flows
-    rank, (inputs, _) = layer.lora_A.shape[0], layer.weight().shape
+    rank, (inputs, outputs) = layer.lora_A.shape[0], layer.weight().shape
     mask = rows * inputs if layer.dropout > 0 and (flows or kind == "cuda") else 0
-    return mask + rows * (inputs + rank), True
+    joined = outputs * rank if layer.parts else 0  # the B of all pairs with its zeros
+    scaled = 2 * rows * outputs if layer.dora else 0  # what DoRA's factors scale
+    return mask + rows * (inputs + rank) + joined + scaled, True
 
 
 def _attention(model: GPT2LMHeadModel, shape: BatchShape, precision: Precision, kind: Kind) -> int:

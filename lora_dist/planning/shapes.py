@@ -94,7 +94,7 @@ def read_corpus(
             raise
         texts = None
     if texts is not None and tokenizer is not None:
-        train, dev = (tokenize_cached(tokenizer, split, positions) for split in texts)
+        train, dev = (tokenize_cached(tokenizer, split, positions, data.linearization) for split in texts)
         return Corpus(
             examples=len(train),
             tokens=len(train.ids) + len(dev.ids),

@@ -37,6 +37,7 @@ def adapter_table(configurations: Sequence[Configuration]) -> Table:
         "Alpha": lambda lora: f"{lora.alpha:g}",
         "Target modules": lambda lora: ", ".join(lora.targets),
         "Dropout": lambda lora: f"{lora.dropout:g}",
+        "Variant": lambda lora: ", ".join(["rsLoRA"] * lora.rslora + ["DoRA"] * lora.dora) or "LoRA",
         "Bias": lambda _: "none",
     }
     rows = [(name, *(cell(lora) for lora in adapters.values())) for name, cell in cells.items()]
@@ -60,6 +61,7 @@ def hyperparameter_table(configurations: Sequence[Configuration]) -> Table:
         "Learning-rate schedule": lambda _: "Linear",
         "Label smoothing": lambda s: f"{s.train.label_smoothing:g}",
         "Learning rate": lambda s: f"{s.train.learning_rate:g}",
+        "Learning rate of B": lambda s: f"{s.train.learning_rate * s.train.lora_plus_ratio:g}",
         "GPT-2 dropout": lambda s: "the checkpoint's" if s.model.dropout is None else f"{s.model.dropout:g}",
         "References per MR": lambda s: s.train.refs_per_mr,
     }

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from lora_dist.config import LoraSettings
+from lora_dist.config import LoraSettings, Settings
 from lora_dist.config_io import as_options, read_config, read_settings
 from lora_dist.distributed.collectives import barrier
 from lora_dist.distributed.world import World
@@ -80,7 +80,9 @@ class Checkpoints:
         steps, identity = state.get("updates", state.get("steps")), state.get("recipe", state.get("identity"))
         if steps != complete[-1] or not isinstance(identity, dict):
             raise UserError(f"{damage}: {folder / STATE} is not that of step {complete[-1]}")
-        identity = {"--train.select": "last", **identity}  # which was not recorded before there was a choice
+        # A setting that the checkpoint does not record is newer, and had its default.
+        defaults = as_options(Settings(), "lora", "train", "data")
+        identity = {**{name: defaults[name] for name in self.identity if name in defaults}, **identity}
         if identity != self.identity:
             raise UserError(f"{self.run.root} was trained with other settings: {_difference(identity, self.identity)}")
         try:
@@ -94,7 +96,7 @@ class Checkpoints:
         if not self.run.config.is_file():
             return
         config, stored = read_config(self.run), read_settings(self.run)
-        options = as_options(stored, "model", "lora", "train", "decode")
+        options = as_options(stored, "model", "lora", "train", "decode", "data")
         old = {name: options.get(name) if name.startswith("--") else value for name, value in self.identity.items()}
         old |= {f"{name} data": config["data"].get(split) for name, split in _SPLITS if f"{name} data" in old}
         if old != self.identity:

@@ -17,6 +17,7 @@ def identity(settings: Settings, base: BaseIdentity, data: TokenizedCorpus) -> d
     options = as_options(settings, "model", "lora", "train")
     found = {
         "base model": base.fingerprint,
+        "--data.linearization": settings.data.linearization,
         "training data": data.fingerprints["train"],
         **{option: value for option, value in options.items() if option not in WITHOUT_EFFECT},
     }

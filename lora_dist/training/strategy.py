@@ -17,6 +17,7 @@ from lora_dist.data.collate import Batch
 from lora_dist.distributed.compat import load_weights_whole
 from lora_dist.distributed.world import World
 from lora_dist.model.flat_adapter import FlatAdapter
+from lora_dist.training.lora_plus import adamw
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Torch's names for AdamW's two moments, the running means of the gradient and of its square."""
@@ -35,6 +36,7 @@ class TrainingStrategy:
         adapter: FlatAdapter,
         *,
         weight_decay: float | Sequence[float],
+        lora_plus_ratio: float = 1.0,
         micro_batch_size: int,
         max_grad_norm: float | None,
     ) -> None:
@@ -45,6 +47,7 @@ class TrainingStrategy:
             module: maps a batch and the factor of its loss to that loss and to sums (n,), as `loss.ReferenceLoss` does.
             adapter: the part of `module` that is trained.
             weight_decay: weight decay of AdamW, one or one for each adapter. Several adapters need a world of one rank.
+            lora_plus_ratio: see `TrainSettings`.
             micro_batch_size: examples per forward pass and rank.
             max_grad_norm: L2 norm that the gradient is clipped to; None does not clip.
         """
@@ -71,7 +74,7 @@ class TrainingStrategy:
         self._rows = [values] if adapter.count == 1 else [row.detach().requires_grad_() for row in values]
         groups = [{"params": [row], "weight_decay": decay} for row, decay in zip(self._rows, decays, strict=True)]
         self._module: Any = module
-        self._optimizer: Any = torch.optim.AdamW(groups, lr=0.0, fused=True)
+        self._optimizer: Any = adamw(groups, adapter, lora_plus_ratio=lora_plus_ratio, rank=world.rank)
         self._wrapped = self._zero or world.size > 1
         if self._wrapped:
             if not self._zero:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 
@@ -110,14 +110,15 @@ def _summary(command: ReproduceCommand, runs: int, launches: int, todo: int, pro
 
 def _runs(command: ReproduceCommand) -> list[Launch]:
     """List the runs: one per model, preset and seed."""
-    launches = []
+    launches, given = [], command.decode
+    changed = {f.name: value for f in fields(given) if (value := getattr(given, f.name)) != f.default}
     for model, preset, seed in product(command.models, command.presets, command.seeds):
         settings = replace(
             PRESETS[preset].settings,
             model=ModelSettings(name=model),
             data=command.data,
             train=replace(command.train, seed=seed),
-            decode=command.decode,
+            decode=replace(PRESETS[preset].settings.decode, **changed),
         )
         launches.append(Launch(RunDir(command.out / f"{_short(model)}-{preset}-seed{seed}"), settings))
     if len({each.name for each in launches}) < len(launches):
@@ -131,8 +132,8 @@ def _decodings(run: Launch, command: ReproduceCommand) -> list[Launch]:
         return []
     found = []
     for scope, penalty in product(SCOPES, LENGTH_PENALTIES):
-        decode: DecodeSettings = replace(command.decode, ngram_scope=scope, length_penalty=penalty)
-        if decode != command.decode:
+        decode: DecodeSettings = replace(run.settings.decode, ngram_scope=scope, length_penalty=penalty)
+        if decode != run.settings.decode:
             folder = command.out / "decodings" / f"{run.name}-{scope}-{penalty:g}"
             found.append(Launch(RunDir(folder), replace(run.settings, decode=decode), source=run.run))
     return found

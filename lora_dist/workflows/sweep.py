@@ -101,6 +101,8 @@ def why_alone(settings: Settings) -> str | None:
         "--train.refs-per-mr is above 1": settings.train.refs_per_mr > 1,
         "--train.gradient-checkpointing is on": settings.train.gradient_checkpointing,
         "--model.dropout is not 0": settings.model.dropout != 0,
+        "--lora.dora is on": settings.lora.dora,
+        "--train.lora-plus-ratio is not 1": settings.train.lora_plus_ratio != 1,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 

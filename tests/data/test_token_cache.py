@@ -39,9 +39,9 @@ def test_the_cache_gives_what_tokenising_gives_without_tokenising_again(
     expected = tokenize(tokenizer, EXAMPLES, 128)
     assert same(tokenize_cached(tokenizer, EXAMPLES, 128), expected)
 
-    def only_the_first(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenizedExamples:
+    def only_the_first(tokenizer: Any, examples: Sequence[Example], *others: Any) -> TokenizedExamples:
         assert len(examples) <= 1, "tokenised again"
-        return tokenize(tokenizer, examples, max_length)
+        return tokenize(tokenizer, examples, *others)
 
     monkeypatch.setattr(token_cache, "tokenize", only_the_first)
     assert same(tokenize_cached(tokenizer, EXAMPLES, 128), expected)
@@ -58,13 +58,20 @@ def test_another_tokenizer_is_another_entry(tokenizer: Any, cache: Path) -> None
     assert len(list(cache.iterdir())) == 2
 
 
+def test_the_authors_form_of_the_mrs_is_another_entry(tokenizer: Any, cache: Path) -> None:
+    for linearization in ("csv", "authors", "csv"):
+        found = tokenize_cached(tokenizer, EXAMPLES, 128, linearization)
+        assert same(found, tokenize(tokenizer, EXAMPLES, 128, linearization))
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_a_tokenizer_that_splits_the_first_examples_differently_is_another_entry(
     tokenizer: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenize_cached(tokenizer, EXAMPLES, 128)
 
-    def differently(tokenizer: Any, examples: Sequence[Example], max_length: int) -> TokenizedExamples:
-        found = tokenize(tokenizer, examples, max_length)
+    def differently(tokenizer: Any, examples: Sequence[Example], *others: Any) -> TokenizedExamples:
+        found = tokenize(tokenizer, examples, *others)
         return TokenizedExamples(found.ids + 1, found.starts, found.prompt_lengths, found.mrs)
 
     monkeypatch.setattr(token_cache, "tokenize", differently)

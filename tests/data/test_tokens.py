@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from lora_dist.data.e2e import Example
-from lora_dist.data.tokens import REFERENCE_TOKEN, TokenizedExamples, encode_prompts, tokenize
+from lora_dist.data.tokens import REFERENCE_TOKEN, TokenizedExamples, encode_prompts, linearize, tokenize
 from lora_dist.errors import UserError
 
 EXAMPLES = [
@@ -65,3 +65,34 @@ def test_the_longest_example_fits_exactly_and_one_token_less_is_refused(
 
 def test_examples_of_one_mr_have_one_number_and_others_another(examples: TokenizedExamples) -> None:
     assert examples.mrs.tolist() == [0, 1, 0, 2]
+
+
+# The LoRA authors' form of an MR
+
+
+@pytest.mark.parametrize(
+    ("mr", "text"),
+    [
+        ("name[The Eagle], eatType[coffee shop]", "name : The Eagle | Type : coffee shop"),
+        (
+            "eatType[pub], priceRange[more than £30], customer rating[5 out of 5], near[Café Adriatic]",
+            "Type : pub | price : more than £ 30 | customer rating : 5 out of 5 | near : Café Adriatic",
+        ),
+        (
+            "food[Fast food], priceRange[£20-25], area[riverside], familyFriendly[no]",
+            "food : Fast food | price : £ 20-25 | area : riverside | family friendly : no",
+        ),
+    ],
+)
+def test_an_mr_is_written_as_in_the_authors_copy_of_the_corpus(mr: str, text: str, tokenizer: Any) -> None:
+    assert linearize(mr) == text
+    (prompt,) = encode_prompts(tokenizer, [mr], "authors")
+    assert prompt == tokenizer(f"{text} {REFERENCE_TOKEN}").input_ids
+    found = tokenize(tokenizer, [Example(mr, "A pub.")], 128, "authors")
+    assert found.ids[: found.prompt_lengths[0]].tolist() == prompt
+    assert found.label_counts == tokenize(tokenizer, [Example(mr, "A pub.")], 128).label_counts
+
+
+def test_a_text_that_is_no_mr_cannot_be_rewritten(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="is not a meaning representation"):
+        encode_prompts(tokenizer, ["The Eagle"], "authors")

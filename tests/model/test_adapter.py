@@ -81,7 +81,6 @@ BAD_ADAPTERS: list[tuple[Damage, str]] = [
             f"in {{folder}} has {name} {value!r}, which is not supported",
         )
         for name, value in (
-            ("use_dora", True),
             ("bias", "all"),
             ("rank_pattern", {"c_fc": 8}),
             ("alpha_pattern", {"c_fc": 8}),

@@ -72,6 +72,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "orthogonal": {"init_lora_weights": "orthogonal"},
     "dropout": {"lora_dropout": 0.5},
     "rank-stabilised": {"use_rslora": True},
+    "weight-decomposed": {"use_dora": True, "lora_dropout": 0.5},
+    "weight-decomposed and rank-stabilised": {"use_dora": True, "use_rslora": True, "target_modules": "all-linear"},
     "every layer": {"target_modules": "all-linear"},
     "both c_proj": {"target_modules": ["c_proj"]},
     "one c_proj": {"target_modules": ["mlp.c_proj"]},
@@ -96,7 +98,7 @@ def test_an_adapter_gives_pefts_logits(kind: str, base: Path, tmp_path: Path) ->
     for load in (load_adapted, load_merged):
         model, _ = load(ModelSettings(name=str(base)), tmp_path)
         torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-4)
-    assert source_settings(tmp_path).lora.scaling == (4.0 if kind == "rank-stabilised" else 2.0)
+    assert source_settings(tmp_path).lora.scaling == (4.0 if "rank-stabilised" in kind else 2.0)
 
 
 def test_the_settings_of_an_adapter_are_those_of_its_config(base: Path, tmp_path: Path) -> None:
@@ -110,7 +112,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "init_lora_weights 'pissa'": {"init_lora_weights": "pissa"},
     "init_lora_weights 'pissa_niter_4'": {"init_lora_weights": "pissa_niter_4"},
     "alora_invocation_tokens [280, 281]": {"alora_invocation_tokens": [280, 281]},
-    "use_dora True": {"use_dora": True},
     "rank_pattern {'h.1.attn.c_attn': 2}": {"rank_pattern": {"h.1.attn.c_attn": 2}},
     "alpha_pattern {'h.1.attn.c_attn': 2}": {"alpha_pattern": {"h.1.attn.c_attn": 2}},
     "bias 'all'": {"bias": "all"},

@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
@@ -68,11 +69,19 @@ def their_losses(
         target_modules=list(chosen.lora.targets),
         fan_in_fan_out=True,
         task_type="CAUSAL_LM",
+        use_rslora=chosen.lora.rslora,
+        use_dora=chosen.lora.dora,
     )
     model: Any = peft.get_peft_model(base, config).train()
     assert peft.set_peft_model_state_dict(model, dict(start)).unexpected_keys == []
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, weight_decay=cfg.weight_decay)
+    optimizer = create_loraplus_optimizer(
+        model,
+        torch.optim.AdamW,
+        lr=1.0,
+        loraplus_lr_ratio=cfg.lora_plus_ratio,
+        loraplus_weight_decay=cfg.weight_decay,
+    )
+    ratios = [group["lr"] for group in optimizer.param_groups]
     losses, steps = [], cfg.total_steps(len(examples))
     for number in range(steps):
         epoch, position = divmod(number, -(-len(examples) // cfg.global_batch_size))
@@ -89,33 +98,52 @@ def their_losses(
         logits = model(input_ids=ids, attention_mask=labels.new_tensor([[1] * ids.shape[1]] * len(ids))).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=0.1)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.param_groups[0]["lr"] = 2e-3 * min(number / WARM_UP, (steps - number) / (steps - WARM_UP))
+        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+            group["lr"] = 2e-3 * ratio * min(number / WARM_UP, (steps - number) / (steps - WARM_UP))
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses
 
 
-def check(preset: str, model: Path, corpus: Path, out: Path, steps: int) -> None:
-    chosen = settings(preset, model, corpus, steps)
+def check(chosen: Settings, out: Path) -> None:
     ours, *same = our_losses(chosen, out)
     theirs = their_losses(chosen, *same)
     assert ours == pytest.approx(theirs, rel=1e-4)
     assert sum(ours[-5:]) < 0.98 * sum(ours[:5])  # a flat curve would prove little
 
 
-@pytest.mark.parametrize("preset", [pytest.param("baseline", marks=pytest.mark.slow), "improved"])
-def test_the_loss_curve_is_pefts(preset: str, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "rsLoRA": ({"rslora": True, "alpha": 8.0}, {}),
+    "DoRA and LoRA+": ({"dora": True}, {"lora_plus_ratio": 8.0}),
+}
+"""Changes of the adapter's and of the training's settings."""
+
+
+@pytest.mark.parametrize(
+    ("preset", "variant"),
+    [
+        pytest.param("baseline", "plain", marks=pytest.mark.slow),
+        ("improved", "plain"),
+        pytest.param("improved", "rsLoRA", marks=pytest.mark.slow),
+        ("improved", "DoRA and LoRA+"),
+    ],
+)
+def test_the_loss_curve_is_pefts(
+    preset: str, variant: str, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     write_corpus(tmp_path / "corpus", seed=4, num_train_mrs=40)
-    check(preset, tiny_gpt2, tmp_path / "corpus", tmp_path / "run", steps=25)
+    chosen, (lora, train) = settings(preset, tiny_gpt2, tmp_path / "corpus", steps=25), VARIANTS[variant]
+    check(replace(chosen, lora=replace(chosen.lora, **lora), train=replace(chosen.train, **train)), tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.shared
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["baseline", "improved"])
 def test_the_loss_curve_is_pefts_on_e2e(
     preset: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    check(preset, shared / "mini-gpt2", shared / "e2e", tmp_path / "run", steps=50)
+    check(settings(preset, shared / "mini-gpt2", shared / "e2e", steps=50), tmp_path / "run")

@@ -153,7 +153,7 @@ def test_trainable_parameters_are_as_many_as_in_the_paper(
             gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=depth, n_head=heads))
         lora.inject(gpt2, preset, seed=0)
         assert sum(p.numel() for p in gpt2.parameters() if p.requires_grad) == count
-        assert lora.trainable_count(gpt2) == lora.expected_count(gpt2, preset.rank) == count
+        assert lora.trainable_count(gpt2) == lora.expected_count(gpt2, preset) == count
 
 
 def test_dropout_acts_on_the_input_while_training_only() -> None:

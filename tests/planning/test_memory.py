@@ -19,7 +19,7 @@ from lora_dist.model.base import DTYPES
 from lora_dist.model.gpt2 import fuse_activation
 from lora_dist.model.kernels import cpu
 from lora_dist.planning.activations import logits_bytes, saved_bytes
-from lora_dist.presets import BASELINE, IMPROVED
+from lora_dist.presets import BASELINE, IMPROVED, ORIGINAL
 from lora_dist.training.loss import ReferenceLoss
 
 PACKED_OR_NOT = pytest.mark.parametrize("partitioned", [False, True], ids=["packed", "partitioned"])
@@ -63,10 +63,12 @@ def count_saved(model: GPT2LMHeadModel, batch: Batch, partitioned: bool) -> int:
     [
         BASELINE.lora,
         IMPROVED.lora,
+        ORIGINAL.lora,
+        LoraSettings(targets=("c_attn", "c_fc"), dora=True),
         LoraSettings(targets=("mlp.c_proj",)),  # the first block's attention gets no gradient
         LoraSettings(targets=("h.1.attn.c_proj", "h.2.mlp.c_fc"), dropout=0.0),  # nor the whole first block
     ],
-    ids=["baseline", "improved", "second layers", "some blocks"],
+    ids=["baseline", "improved", "original", "DoRA", "second layers", "some blocks"],
 )
 @PACKED_OR_NOT
 def test_saved_bytes_are_what_autograd_saves(

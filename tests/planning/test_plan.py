@@ -20,7 +20,7 @@ from lora_dist.data.shapes import BatchShape
 from lora_dist.distributed.compat import cpu_has_bf16
 from lora_dist.model import lora
 from lora_dist.planning.memory import LIBRARIES
-from lora_dist.presets import BASELINE, IMPROVED
+from lora_dist.presets import PRESETS
 from lora_dist.run_dir import RunDir
 from lora_dist.training.strategy import TrainingStrategy
 
@@ -41,7 +41,7 @@ def save_base(folder: Path, tokenizer: Path, **shape: int) -> Path:
 
 
 @pytest.mark.parametrize("size", list(SIZES))
-@pytest.mark.parametrize(("preset", "settings"), [("baseline", BASELINE.lora), ("improved", IMPROVED.lora)])
+@pytest.mark.parametrize(("preset", "settings"), [(name, preset.settings.lora) for name, preset in PRESETS.items()])
 def test_counts_are_those_of_the_model_itself_and_of_the_paper(
     size: str, preset: str, settings: LoraSettings, corpus: Path, tiny_gpt2: Path, tmp_path: Path
 ) -> None:
@@ -52,7 +52,9 @@ def test_counts_are_those_of_the_model_itself_and_of_the_paper(
     paper = {
         ("small", "baseline"): 147_456,
         ("small", "improved"): 2_359_296,
+        ("small", "original"): 147_456,
         ("medium", "baseline"): 393_216,
+        ("medium", "original"): 393_216,
         ("medium", "improved"): 6_291_456,
     }
     assert planned["trainable"] == paper[size, preset]
@@ -61,7 +63,7 @@ def test_counts_are_those_of_the_model_itself_and_of_the_paper(
             model = GPT2LMHeadModel(GPT2Config())
         frozen = sum(parameter.numel() for parameter in model.parameters())
         lora.inject(model, settings, seed=0)
-        assert planned["trainable"] == lora.expected_count(model, settings.rank)
+        assert planned["trainable"] == lora.expected_count(model, settings)
         assert planned["frozen"] == frozen
 
 
