@@ -112,9 +112,7 @@ def decode_shard(
     asked_to_end: Callable[[], bool],
     keep: Callable[[dict[int, Found]], None] = lambda _: None,
 ) -> dict[int, Found] | None:
-    """Decode this rank's chunks and wait for the other ranks. Collective: call on all ranks.
-
-    Each rank takes the next chunk as soon as it is free, so a slow rank does not delay the others.
+    """Decode chunks, the next one whenever this rank is free, and wait for the others. Collective: call on all ranks.
 
     Args:
         decoder: the model and its settings.
@@ -126,11 +124,10 @@ def decode_shard(
         keep: called with the sentences of each chunk.
 
     Returns:
-        This rank's sentences by index, on rank 0 together with `done`; None on every rank if one of them ran out of
-        memory.
+        This rank's sentences by index, on rank 0 with `done`; None on every rank if one of them ran out of memory.
     """
-    cut = chunks([len(p) for p in prompts], _new_tokens(decoder.settings), size)
-    todo = [chunk for chunk in cut if not done.keys() >= set(chunk)]
+    every = chunks([len(p) for p in prompts], _new_tokens(decoder.settings), size)
+    todo = [chunk for chunk in every if not done.keys() >= set(chunk)]
     found = dict(done) if world.is_main else {}
     started, finished, failed = SharedCounter(world), SharedCounter(world), SharedCounter(world)
     quiet, count = not world.shows_progress, sum(map(len, todo))

@@ -7,7 +7,6 @@ some parts, as in the LoRA authors' `MergedLinear`: the pairs are computed and s
 which a B has zeros at the other parts (`join_blocks`). With DoRA, the norms of the weight's columns are trained too.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -19,6 +18,7 @@ from lora_dist.config import LoraSettings
 from lora_dist.errors import UserError
 from lora_dist.model import dora
 from lora_dist.model.blocks import join_blocks, split_blocks
+from lora_dist.model.initial import draw
 from lora_dist.model.masks import keep_mask
 from lora_dist.model.stacked import StackedAdapters
 
@@ -132,22 +132,6 @@ class LoraConv1D(nn.Module):
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight
-
-
-def draw(shape: Sequence[int], settings: LoraSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw the initial A (r, in) and B (out, r) for a weight of `shape` (in, out).
-
-    With pairs for parts of the layer, theirs are stacked: A (pairs r, in) and B (pairs out / 3, r).
-    """
-    (in_features, out), rank, pairs = shape, settings.rank, max(1, len(settings.parts))
-    out_features = out // 3 * pairs if settings.parts else out
-    a = torch.randn(rank * pairs, in_features, generator=generator) / rank
-    if settings.init == "kaiming":
-        nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
-    b = torch.zeros(out_features, rank)
-    if settings.init == "gaussian":
-        b = torch.randn(out_features, rank, generator=generator) / rank
-    return a, b
 
 
 def initial_state(model: nn.Module, settings: LoraSettings, seed: int) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ def wrap(
     """Wrap loss and AdamW for the strategy, in their initial state or that of checkpoints.
 
     Args:
-        gpt2: the model with the untrained adapter of the first run; it belongs to the result afterwards.
+        gpt2: the model with the first run's untrained adapter; it belongs to the result afterwards.
         runs: the runs that train together.
         saved: the checkpoint of each, all after the same steps; None for each at the start: (runs,).
         examples: the training set.
@@ -38,10 +38,11 @@ def wrap(
     """
     cfg, kernels = runs[0].settings.train, kernels_for(world.device)
     partitioned = world.zero_stage == 3
-    states = [
-        lora.initial_state(gpt2, run.settings.lora, run.settings.train.seed) if own is None else own.adapter
-        for run, own in zip(runs[1:], saved[1:], strict=True)
-    ]
+    others = []
+    for run, own in zip(runs[1:], saved[1:], strict=True):
+        adapter, each = run.settings.lora, run.settings.train
+        state = lora.initial_state(gpt2, adapter, each.seed) if own is None else own.adapter
+        others.append((adapter, state, each.label_smoothing))
     if saved[0] is not None:
         lora.load(gpt2, saved[0].adapter)
     loss = ReferenceLoss(
@@ -50,10 +51,7 @@ def wrap(
         cfg.label_smoothing,
         gradient_checkpointing=cfg.gradient_checkpointing,
         partitioned=partitioned,
-        others=[
-            (run.settings.lora, state, run.settings.train.label_smoothing)
-            for run, state in zip(runs[1:], states, strict=True)
-        ],
+        others=others,
         most_tokens=most_tokens(examples, cfg, world.size, kernels.SHAPE_STEP),
     )
     strategy = TrainingStrategy(
