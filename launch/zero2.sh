@@ -3,7 +3,7 @@
 # Hardware: two or more GPUs. Saves little memory compared with DDP, as gradients and optimizer state of LoRA are tiny.
 # Time: the paper needed about an hour for GPT-2 Small on one RTX A6000; ours has not been timed on GPUs yet.
 # Leaves: the run directory given by --out (default runs/run): adapter, checkpoints, decode, scores.json, report.html.
-# Usage: bash launch/zero2.sh {baseline,improved} [--out runs/NAME] [--model.name gpt2-medium] [--data.dir DIR] ...
+# Usage: bash launch/zero2.sh {baseline,improved,original} [--out runs/NAME] [--model.name gpt2-medium] [--data.dir DIR] ...
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 # One process per GPU, or two on CPU cores; NUM_PROCESSES=N overrides it.

@@ -3,7 +3,7 @@
 # Hardware: two or more GPUs, for a base model that does not fit into one.
 # Time: slower than DDP, as every layer's weights are all-gathered in every forward pass.
 # Leaves: the run directory given by --out (default runs/run): adapter, checkpoints, decode, scores.json, report.html.
-# Usage: bash launch/zero3.sh {baseline,improved} [--out runs/NAME] [--model.name gpt2-medium] [--data.dir DIR] ...
+# Usage: bash launch/zero3.sh {baseline,improved,original} [--out runs/NAME] [--model.name gpt2-medium] [--data.dir DIR] ...
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 # One process per GPU, or two on CPU cores; NUM_PROCESSES=N overrides it.

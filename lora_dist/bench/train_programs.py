@@ -161,8 +161,9 @@ def loralib(inputs: TrainInputs, number_format: NumberFormat) -> tuple[float, St
     state = load_adapter_state(inputs.adapter)
     for path in dict.fromkeys(name.rpartition(".lora_")[0].removeprefix(PEFT_PREFIX) for name in state):
         frozen = model.get_submodule(path)
+        rank = len(state[f"{PEFT_PREFIX}{path}.lora_A.weight"])  # of all pairs of the layer
         layer = authors.Linear(
-            *frozen.weight.shape, lora.rank, lora.alpha, lora.dropout, fan_in_fan_out=True, merge_weights=False
+            *frozen.weight.shape, rank, lora.scaling * rank, lora.dropout, fan_in_fan_out=True, merge_weights=False
         )
         layer.weight, layer.bias = frozen.weight, frozen.bias
         for matrix in ("lora_A", "lora_B"):
