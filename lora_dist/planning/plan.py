@@ -11,6 +11,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import Precision, Settings, TrainSettings
+from lora_dist.data.shapes import BatchShape
 from lora_dist.decoding.beam_search import check_room
 from lora_dist.distributed.device import compute_precision
 from lora_dist.distributed.launcher import STRATEGIES, Strategy
@@ -96,20 +97,15 @@ def make_plan(
     kind: Kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     precision, name = precision or _default_precision(kind), settings.model.name
     config, tokenizer = read_model_files(settings.model)
-    vocabulary = config.vocab_size
-    rows = vocabulary + (tokenizer is None or reference_row(name, tokenizer, vocabulary) == vocabulary)
-    model = _model_of_shapes(config, settings)
-    corpus = read_corpus(
-        settings,
-        sharing,
-        tokenizer,
-        config.n_positions,
-        kernels_for(torch.device(kind)),
-        lambda shape: saved_bytes(model, shape, precision, kind) + logits_bytes(shape, rows, precision, kind),
-    )
+    rows = (n := config.vocab_size) + (tokenizer is None or reference_row(name, tokenizer, n) == n)
+    model, kernels = _model_of_shapes(config, settings), kernels_for(torch.device(kind))
+
+    def size(shape: BatchShape) -> int:
+        return saved_bytes(model, shape, precision, kind) + logits_bytes(shape, rows, precision, kind)
+
+    corpus = read_corpus(settings, sharing, tokenizer, config.n_positions, kernels, size)
     check_room(config.n_positions, corpus.longest_prompt, settings.decode)
-    work = several(_workload(model, rows, corpus, sharing, kind, precision), together)
-    strategies = _strategies(sharing)
+    work, strategies = several(_workload(model, rows, corpus, sharing, kind, precision), together), _strategies(sharing)
     return Plan(
         model=name,
         device=kind,

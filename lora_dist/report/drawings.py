@@ -21,12 +21,14 @@ from lora_dist.training.log_rows import DEV
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito, "Color Universal Design": distinguishable with color vision deficiency, on light and dark."""
 PAPER_LINES = ("Baseline (GPT-2 S)", "Original (GPT-2 M)", "Improved")
+KINDS = {"missing": 1.0, "added": 0.6, "contradicted": 0.3}
+"""Kinds of slot errors, and how opaque their bars are."""
 FIGURE_WIDTH = 10.0
 """Width of every figure in inches."""
 
 
 def plot_scores(configurations: Sequence[Configuration]) -> Figure:
-    """Draw one panel per metric: each seed with its interval, the mean, and the paper's scores as lines."""
+    """Draw one panel per metric: each seed with its interval, mean and deviation, and the paper's scores as lines."""
     figure = Figure(figsize=(FIGURE_WIDTH, 3.6), layout="constrained")
     panels = figure.subplots(1, len(METRICS))
     for column, (panel, metric) in enumerate(zip(panels, METRICS, strict=True)):
@@ -40,6 +42,8 @@ def plot_scores(configurations: Sequence[Configuration]) -> Figure:
                 panel.plot([place + offset] * 2, [low, high], color=color, linewidth=1, alpha=0.6)
                 panel.plot(place + offset, value, "o", color=color, markersize=4)
             panel.plot([place - 0.35, place + 0.35], [c.mean()[column]] * 2, color=color, linewidth=2)
+            if (std := c.std()) is not None:
+                panel.errorbar(place, c.mean()[column], std[column], fmt="none", color=color, capsize=5, linewidth=2)
         panel.set_title(metric)
         panel.set_xticks([])
         panel.set_xlim(-0.6, len(configurations) - 0.4)
@@ -71,7 +75,7 @@ def plot_size(configurations: Sequence[Configuration]) -> Figure:
 
 
 def plot_slot_errors(configurations: Sequence[Configuration]) -> Figure:
-    """Draw bars of missing, added and contradicted slots by attribute, means over the seeds."""
+    """Draw bars of missing, added and contradicted slots by attribute, means over the seeds, with deviations."""
     figure = Figure(figsize=(FIGURE_WIDTH, 3.4), layout="constrained")
     panel = figure.subplots()
     width = 0.8 / len(configurations)
@@ -80,11 +84,16 @@ def plot_slot_errors(configurations: Sequence[Configuration]) -> Figure:
         if not slot_errors:
             continue
         bottom = [0.0] * len(ATTRIBUTES)
-        for kind, shade in (("missing", 1.0), ("added", 0.6), ("contradicted", 0.3)):
+        for kind, shade in KINDS.items():
             heights = [statistics.mean(errors[kind].get(name, 0) for errors in slot_errors) for name in ATTRIBUTES]
             xs = [index - 0.4 + width * (place + 0.5) for index in range(len(ATTRIBUTES))]
             panel.bar(xs, heights, width * 0.9, bottom, color=_color(place), alpha=shade)
             bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+        if len(slot_errors) > 1:
+            totals = [
+                [sum(errors[kind].get(name, 0) for kind in KINDS) for errors in slot_errors] for name in ATTRIBUTES
+            ]
+            panel.errorbar(xs, bottom, [*map(statistics.stdev, totals)], fmt="none", color=FOREGROUND, linewidth=1)
     panel.set_xticks(range(len(ATTRIBUTES)), ATTRIBUTES, rotation=20, ha="right")
     panel.set_ylabel("slots (dark: missing, middle: added,\nlight: contradicted)")
     _draw_legend(figure, panel, configurations)
@@ -102,6 +111,9 @@ def plot_loss(configurations: Sequence[Configuration]) -> Figure:
         panel.plot([row["step"] for row in dev], [row["dev_loss"] for row in dev], "o", color=color, markersize=5)
 
     _for_each_run(configurations, draw)
+    for place, c in enumerate(configurations):
+        points = [(row["step"], row["dev_loss"]) for result in c.results for row in result.dev_evaluations()]
+        _deviations(panel, points, _color(place))
     panel.set_xlabel("step")
     panel.set_ylabel("label-smoothed cross-entropy,\nnats per token")
     _draw_legend(figure, panel, configurations)
@@ -122,9 +134,28 @@ def plot_dev_scores(configurations: Sequence[Configuration]) -> Figure:
                     panel.plot(x, y, "o", color=color, markersize=6)
 
         _for_each_run(configurations, draw)
+        for place, c in enumerate(configurations):
+            rows = [row for result in c.results for row in result.dev_scores() if DEV + metric in row]
+            _deviations(panel, [(row["epoch"], row[DEV + metric]) for row in rows], _color(place))
         panel.set_title(metric)
         panel.set_xlabel("epoch")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _draw_legend(figure, panels[0], configurations)
+    return figure
+
+
+def plot_rates(configurations: Sequence[Configuration]) -> Figure:
+    """Draw one panel per metric: each seed's score vs. the learning rate, and mean and deviation over the seeds."""
+    figure = Figure(figsize=(FIGURE_WIDTH, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(METRICS))
+    for column, (panel, metric) in enumerate(zip(panels, METRICS, strict=True)):
+        for place, c in enumerate(configurations):
+            rate, std = c.first.settings.train.learning_rate, (c.std() or (0.0,) * len(METRICS))[column]
+            panel.errorbar(rate, c.mean()[column], std, fmt="_", color=_color(place), capsize=4, markersize=10)
+            panel.plot([rate] * len(c.results), [r.values[column] for r in c.results], ".", color=_color(place))
+        panel.set_xscale("log")
+        panel.set_title(metric)
+        panel.set_xlabel("learning rate")
     _draw_legend(figure, panels[0], configurations)
     return figure
 
@@ -151,6 +182,18 @@ def _plot_logged(panel: Axes, rows: Sequence[dict[str, Any]], name: str, color: 
     """Plot a logged value over steps, subsampled to at most 1,000 points."""
     shown = rows[:: max(1, len(rows) // 500)]
     panel.plot([row["step"] for row in shown], [row[name] for row in shown], color=color, linewidth=1, alpha=0.8)
+
+
+def _deviations(panel: Axes, points: Sequence[tuple[float, float]], color: str) -> None:
+    """Draw mean and standard deviation of the values of several runs at each x that more than one of them has."""
+    values: dict[float, list[float]] = {}
+    for x, y in points:
+        values.setdefault(x, []).append(y)
+    for x, ys in values.items():
+        if len(ys) > 1:
+            panel.errorbar(
+                x, statistics.mean(ys), statistics.stdev(ys), fmt="none", color=color, capsize=3, linewidth=1
+            )
 
 
 def _for_each_run(configurations: Sequence[Configuration], draw: Callable[[Result, str], None]) -> None:
@@ -195,6 +238,7 @@ def _offsets(count: int) -> list[float]:
 DRAWINGS: dict[str, Callable[[Sequence[Configuration]], Figure]] = {
     "scores": plot_scores,
     "size": plot_size,
+    "rates": plot_rates,
     "slots": plot_slot_errors,
     "loss": plot_loss,
     "dev": plot_dev_scores,

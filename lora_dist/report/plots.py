@@ -38,11 +38,13 @@ def make_plots(configurations: Sequence[Configuration]) -> tuple[list[Plot], lis
     """
     logged = any(result.logged_steps() for c in configurations for result in c.results)
     scored = any(result.dev_scores() for c in configurations for result in c.results)
+    rates = {c.first.settings.train.learning_rate for c in configurations}
     slots = any(result.slot_error_rate is not None for c in configurations for result in c.results)
     plots, notes = [], []
     for name, title, has_data in (
-        ("scores", "Scores with 95 % intervals (points) and the paper's scores (lines, next to runs on E2E)", True),
+        ("scores", "Scores: 95 % intervals (points), standard deviations; lines: the paper, next to runs on E2E", True),
         ("size", "Scores vs. trainable params", True),
+        ("rates", "Scores vs. learning rate, with standard deviations over the seeds", len(rates) > 1),
         ("slots", "Slot errors by attribute", slots),
         ("loss", "Training loss (lines) and dev loss (points)", logged),
         ("dev", "Dev scores after each epoch (large points: the epoch of the adapter)", scored),

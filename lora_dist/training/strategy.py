@@ -58,16 +58,7 @@ class TrainingStrategy:
         self._zero = world.zero_stage > 0
         size = adapter.values.numel()
         if self._zero:
-            config = world.accelerator.state.deepspeed_plugin.deepspeed_config
-            # One bucket of the adapter's size: by default DeepSpeed allocates one of 500 million elements per step.
-            config["zero_optimization"].update(reduce_bucket_size=size, allgather_bucket_size=size)
-            config.update(
-                train_micro_batch_size_per_gpu=micro_batch_size,
-                gradient_accumulation_steps=1,  # `backward` scales the loss and marks the last micro-batch itself
-                gradient_clipping=max_grad_norm or 0.0,
-                zero_force_ds_cpu_optimizer=False,  # torch's AdamW under offload too, which needs no compiler
-                zero_allow_untested_optimizer=True,
-            )
+            _configure_deepspeed(world, size, micro_batch_size, max_grad_norm)
         decays = [weight_decay] if isinstance(weight_decay, float) else weight_decay
         values = adapter.values
         # Adapters have learning rates of their own, so each is a group: a view of `values` that AdamW changes in place.
@@ -190,3 +181,17 @@ class TrainingStrategy:
         whole = safe_get_full_fp32_param(values) if key is None else safe_get_full_optimizer_state(values, key)
         assert isinstance(whole, Tensor), "DeepSpeed does not know this parameter"
         return whole.detach().to("cpu", torch.float32, copy=True)
+
+
+def _configure_deepspeed(world: World, size: int, micro_batch_size: int, max_grad_norm: float | None) -> None:
+    """Complete DeepSpeed's configuration; `size` is the number of trainable parameters."""
+    config = world.accelerator.state.deepspeed_plugin.deepspeed_config
+    # One bucket of the adapter's size: by default DeepSpeed allocates one of 500 million elements per step.
+    config["zero_optimization"].update(reduce_bucket_size=size, allgather_bucket_size=size)
+    config.update(
+        train_micro_batch_size_per_gpu=micro_batch_size,
+        gradient_accumulation_steps=1,  # `backward` scales the loss and marks the last micro-batch itself
+        gradient_clipping=max_grad_norm or 0.0,
+        zero_force_ds_cpu_optimizer=False,  # torch's AdamW under offload too, which needs no compiler
+        zero_allow_untested_optimizer=True,
+    )
