@@ -6,20 +6,19 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
 import torch
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import Precision, Settings, TrainSettings
 from lora_dist.data.shapes import BatchShape
 from lora_dist.decoding.beam_search import check_room
-from lora_dist.distributed.device import compute_precision
 from lora_dist.distributed.launcher import STRATEGIES, Strategy
 from lora_dist.errors import UserError
 from lora_dist.model import lora
 from lora_dist.model.base import reference_row
 from lora_dist.model.kernels.select import kernels_for
 from lora_dist.planning.activations import logits_bytes, saved_bytes
+from lora_dist.planning.here import default_precision, memory_here
 from lora_dist.planning.memory import Kind, Memory, Workload, bytes_sent, memory, several
 from lora_dist.planning.shapes import Corpus, read_corpus, read_model_files
 from lora_dist.training.captured import why_eager
@@ -90,12 +89,9 @@ def make_plan(
     Raises:
         UserError: for settings that `train` or `decode` would refuse.
     """
-    if processes < 1:
-        raise UserError(f"--processes is {processes}: must be >= 1")
-    cfg, sharing = settings.train, processes if together == 1 else 1  # processes that share a global batch
-    cfg.micro_batch_size(sharing)
+    cfg, sharing = settings.train, _processes_per_batch(settings.train, processes, together)
     kind: Kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    precision, name = precision or _default_precision(kind), settings.model.name
+    precision, name = precision or default_precision(kind), settings.model.name
     config, tokenizer = read_model_files(settings.model)
     rows = (n := config.vocab_size) + (tokenizer is None or reference_row(name, tokenizer, n) == n)
     model, kernels = _model_of_shapes(config, settings), kernels_for(torch.device(kind))
@@ -105,7 +101,8 @@ def make_plan(
 
     corpus = read_corpus(settings, sharing, tokenizer, config.n_positions, kernels, size)
     check_room(config.n_positions, corpus.longest_prompt, settings.decode)
-    work, strategies = several(_workload(model, rows, corpus, sharing, kind, precision), together), _strategies(sharing)
+    work = several(_workload(model, rows, corpus, sharing, kind, precision), together)
+    strategies = _strategies(sharing) if together == 1 else {"single": None}
     return Plan(
         model=name,
         device=kind,
@@ -116,10 +113,19 @@ def make_plan(
         corpus=corpus,
         schedule=_schedule(cfg, corpus.examples, work.trainable // together, config.n_embd),
         memory={key: memory(each, work, captured=_captured(cfg, each, kind)) for key, each in strategies.items()},
-        available=available or _memory_here(kind, processes),
+        available=available or memory_here(kind, processes),
         sent={key: bytes_sent(strategy, work, cfg.accumulation_steps) for key, strategy in strategies.items()},
         notes=_notes(cfg, corpus, kind),
     )
+
+
+def _processes_per_batch(cfg: TrainSettings, processes: int, together: int) -> int:
+    """Return how many processes share a global batch: each has its own runs where several are trained together."""
+    if processes < 1:
+        raise UserError(f"--processes is {processes}: must be >= 1")
+    sharing = processes if together == 1 else 1
+    cfg.micro_batch_size(sharing)  # raises if it does not divide
+    return sharing
 
 
 def _captured(cfg: TrainSettings, strategy: Strategy | None, kind: Kind) -> bool:
@@ -195,18 +201,6 @@ def check_memory(plan: Plan) -> None:
             f"a process needs at least {least / 2**30:.2f} GiB ({strategy}) and has {plan.available / 2**30:.2f}: try "
             f"{smaller}more --train.accumulation-steps, a smaller model, or with CPU cores fewer processes"
         )
-
-
-def _default_precision(kind: Kind) -> Precision:
-    present = kind == "cpu" or torch.cuda.is_available()
-    return compute_precision(torch.device(kind)) if present else "bf16"
-
-
-def _memory_here(kind: Kind, processes: int) -> int | None:
-    """Return the bytes that this machine has for each process: one GPU's, or an equal part of its memory."""
-    if kind == "cpu":
-        return int(psutil.virtual_memory().total // processes)
-    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
 
 
 def _schedule(cfg: TrainSettings, examples: int, trainable: int, width: int) -> Schedule:
