@@ -29,7 +29,12 @@ PLAIN = {
     "doctor": arguments.DoctorCommand,
     "demo": arguments.DemoCommand,
 }
-WITH_PRESET = {"run": arguments.TrainCommand, "train": arguments.TrainCommand, "plan": arguments.PlanCommand}
+WITH_PRESET = {
+    "run": arguments.TrainCommand,
+    "train": arguments.TrainCommand,
+    "sweep": arguments.SweepCommand,
+    "plan": arguments.PlanCommand,
+}
 BENCH = {"decode": bench.BenchDecodeCommand, "score": bench.BenchScoreCommand, "scaling": bench.BenchScalingCommand}
 
 
