@@ -151,3 +151,18 @@ def test_killed_in_the_middle_of_their_checkpoints_they_resume_to_the_same_bits(
         trained(runs, tmp_path / "killed", here)
     for ours, theirs in zip(trained(runs, tmp_path / "killed", here), undisturbed, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("kernels", [cpu, cuda], ids=["cpu", "cuda"])
+def test_pairs_for_parts_of_a_layer_train_together(
+    kernels: ModuleType, first: Settings, here: World, tmp_path: Path
+) -> None:
+    lora = replace(first.lora, targets=("c_attn.q", "c_attn.v"), init="kaiming", rslora=True, rank=4)
+    start = replace(first, lora=lora, train=replace(first.train, max_steps=10))
+    runs = [start, replace(start, train=replace(start.train, seed=43))]
+    with graphs_on_a_cpu(kernels, shapes=4) if kernels is cuda else nullcontext():
+        alone = [trained([run], tmp_path / f"alone{i}", here)[0] for i, run in enumerate(runs)]
+        together = trained(runs, tmp_path / "together", here)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert difference(ours, theirs) < TOLERANCE
+    assert difference(*alone) > 0.1
