@@ -18,7 +18,7 @@ from lora_dist.decoding.ledger import Found
 from lora_dist.distributed.collectives import SharedCounter, barrier_while, gather_objects
 from lora_dist.distributed.device import device_memory
 from lora_dist.distributed.world import World
-from lora_dist.errors import UserError
+from lora_dist.errors import UserError, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,9 @@ def decode_shard(
             chunk = todo[number]
             try:
                 decoded = decoder.sentences([prompts[i] for i in chunk])
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:  # cuBLAS and CUDA have errors of their own
+                if not is_out_of_memory(error):
+                    raise
                 failed.add(1)
                 break
             new = {index: one for index, one in zip(chunk, decoded, strict=True) if index not in done}
