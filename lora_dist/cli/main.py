@@ -12,21 +12,13 @@ from lora_dist.cli import commands
 from lora_dist.cli.process import prepared_process
 from lora_dist.distributed.launcher import LOG_PREFIX, forget_leftovers
 from lora_dist.distributed.logs import set_up_logging
-from lora_dist.errors import INTERRUPTED, USER_ERROR, Interrupted, UserError
+from lora_dist.errors import INTERRUPTED, USER_ERROR, Interrupted, UserError, is_out_of_memory
 
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 """Errors of a file that this user may not read or write, or that cannot exist under its name."""
 
 OLD_RANK = re.compile(r"--local[-_]rank=\d+")
 """What torch.distributed.launch adds to the arguments, besides setting LOCAL_RANK."""
-
-OUT_OF_MEMORY = (
-    "MemoryError",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "can't allocate memory",
-)
-"""In the names and messages of what torch, CUDA, its libraries and Python raise for want of memory."""
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     function.__name__: function
@@ -103,7 +95,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename is not None:
         remedy = "name another place, or ask its owner for the right"
         return USER_ERROR, f"{error.filename} cannot be used ({error.strerror}): {remedy}"
-    if any(sign in f"{type(error).__name__}: {error}" for sign in OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         first_line = next(iter(str(error).splitlines()), "")
         return 1, (
             "out of memory; complete checkpoints are kept. Try more --train.accumulation-steps, "

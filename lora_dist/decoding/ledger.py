@@ -46,7 +46,7 @@ def resumed_chunk_tokens(run: RunDir, signature: Mapping[str, Any], size: int) -
         signature: signature of the decoding, without the size of a chunk.
         size: tokens of a chunk to begin with.
     """
-    with suppress(OSError, ValueError, TypeError, AttributeError):
+    with suppress(OSError, ValueError, TypeError, AttributeError, LookupError):
         head = json.loads((run.ledger(0).parent / "signature.json").read_bytes())
         found = head.pop("chunk_tokens")
         if head == dict(signature) and type(found) is int and any(found == size >> n for n in range(size.bit_length())):

@@ -18,7 +18,7 @@ from lora_dist.decoding.ledger import Found
 from lora_dist.distributed.collectives import SharedCounter, barrier_while, gather_objects
 from lora_dist.distributed.device import device_memory
 from lora_dist.distributed.world import World
-from lora_dist.errors import UserError
+from lora_dist.errors import UserError, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -157,5 +157,7 @@ def _decode_chunk(decoder: Decoder, prompts: Sequence[Sequence[int]], chunk: Seq
     """Return the sentences of the prompts `chunk` by index, None if there is not enough memory for them."""
     try:
         return dict(zip(chunk, decoder.sentences([prompts[i] for i in chunk]), strict=True))
-    except torch.OutOfMemoryError:
-        return None
+    except (RuntimeError, MemoryError) as error:  # cuBLAS and CUDA have errors of their own
+        if is_out_of_memory(error):
+            return None
+        raise

@@ -114,9 +114,15 @@ class Killed(BaseException):
     """What a kill is to the code that it ends."""
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize(
+    ("interrupted", "error"),
+    [
+        (False, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+        (True, torch.OutOfMemoryError()),
+    ],
+)
 def test_out_of_memory_halves_the_chunks_and_the_signature_says_so(
-    interrupted: bool, copy: Path, monkeypatch: pytest.MonkeyPatch
+    interrupted: bool, error: Exception, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interrupted decoding resumes with the halved chunks; the sentences are those of chunks that were set so."""
     expected = decode(copy, "--decode.batch-tokens", "100")
@@ -127,7 +133,7 @@ def test_out_of_memory_halves_the_chunks_and_the_signature_says_so(
     def limited(model: Any, asked: Any, *rest: Any) -> Any:
         searched.append(len(asked))
         if len(asked) > 1:
-            raise torch.OutOfMemoryError
+            raise error
         if interrupted and len(searched) == 5:
             raise Killed
         return beam_search(model, asked, *rest)

@@ -1,11 +1,14 @@
 """Ledgers after a kill or a power cut."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from lora_dist.decoding.ledger import append_to_ledger, open_ledger
+from lora_dist.decoding.ledger import append_to_ledger, open_ledger, resumed_chunk_tokens
 from lora_dist.run_dir import RunDir
+
+HEAD = {"adapter": "1f", "device": "cuda"}
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,23 @@ def test_a_ledger_of_another_or_a_damaged_signature_is_dropped(signature: bytes,
     (run.ledger(0).parent / "signature.json").write_bytes(signature)
     assert open_ledger(run, {"beams": 10}) == {}
     assert not run.ledger(0).exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ({**HEAD, "chunk_tokens": 16}, 16),
+        ({**HEAD, "chunk_tokens": 24}, 64),
+        ({**HEAD, "device": "cpu", "chunk_tokens": 16}, 64),
+        (HEAD, 64),
+        ([], 64),
+    ],
+    ids=["halved", "not halved", "another signature", "without a size", "no object"],
+)
+def test_only_an_interrupted_decoding_that_had_halved_its_chunks_sets_their_size(
+    head: object, expected: int, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path)
+    run.ledger(0).parent.mkdir(parents=True)
+    (run.ledger(0).parent / "signature.json").write_text(json.dumps(head))
+    assert resumed_chunk_tokens(run, HEAD, 64) == expected

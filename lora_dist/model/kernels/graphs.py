@@ -65,3 +65,4 @@ class CudaGraphs:
         for graph in self._graphs:
             graph.reset()
         self._graphs.clear()
+        self._pool = torch.cuda.graph_pool_handle()  # as torch may refuse a pool whose graphs are all gone
