@@ -160,11 +160,13 @@ class _SeparateProducts(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, a, b = ctx.saved_tensors
         of_x, of_a, of_b = torch.empty_like(x), torch.empty_like(a), torch.empty_like(b)
+        flows = ctx.needs_input_grad[1]
         parts = (torch.split(tensor, ctx.sizes) for tensor in (gradient, x, hidden, of_x))
         for own, own_x, inner, own_of_x, *matrices, scale in zip(*parts, a, b, of_a, of_b, ctx.scales, strict=True):
             own_a, own_b, own_of_a, own_of_b = matrices
             of_inner = torch.mm(own, own_b).mul_(scale)
-            torch.mm(of_inner, own_a, out=own_of_x)
+            if flows:
+                torch.mm(of_inner, own_a, out=own_of_x)
             torch.mm(of_inner.t(), own_x, out=own_of_a)
             torch.mm(own.t(), inner, out=own_of_b)
-        return gradient, of_x, of_a, of_b, None, None, None
+        return gradient, of_x if flows else None, of_a, of_b, None, None, None

@@ -200,6 +200,8 @@ def _train(group: Sequence[Launch], solo: World) -> None:
         members = _same_start(left)
         try:
             train([(each.settings, each.run) for each in members], solo, scorer=DevScorer)
+        except Interrupted:
+            raise Interrupted("a signal ended the sweep: the same command resumes it") from None
         except FloatingPointError as error:
             log.error("%s failed: %s", ", ".join(each.name for each in members), error)
         left = [each for each in left if each not in members]

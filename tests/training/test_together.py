@@ -37,13 +37,13 @@ def here() -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def first(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """50 steps with dropout on 20 examples, three a batch, so that the last batch of each epoch has two."""
+    """50 steps with dropout on 65 examples, three a batch, so that the last batch of each epoch has two."""
     corpus = tmp_path_factory.mktemp("together") / "corpus"
     write_small_corpus(corpus, seed=2, num_train_mrs=12)
     return replace(
         IMPROVED,
         model=ModelSettings(name=str(tiny_gpt2)),
-        data=DataSettings(dir=corpus, limit_train=20),
+        data=DataSettings(dir=corpus, limit_train=65),
         train=replace(
             IMPROVED.train,
             global_batch_size=3,

@@ -51,9 +51,9 @@ class CudaGraphs:
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     run()
         except RuntimeError:
-            # Before torch 2.13, a failed recording leaves the default generator as if it were still recorded.
-            generator = torch.cuda.default_generators[self._stream.device.index]
-            generator.graphsafe_set_state(generator.clone_state())
+            # Before torch 2.13, a failed recording leaves the generators as if they were still recorded.
+            for generator in (torch.cuda.default_generators[self._stream.device.index], *generators):
+                generator.graphsafe_set_state(generator.clone_state())
             raise
         current.wait_stream(self._stream)
         self._graphs.append(graph)
