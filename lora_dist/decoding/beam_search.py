@@ -18,7 +18,7 @@ from lora_dist.config import DecodeSettings
 from lora_dist.decoding import hypotheses
 from lora_dist.decoding.hypotheses import Beams, Rules
 from lora_dist.decoding.kv_cache import DecodingModel, KVCache
-from lora_dist.errors import UserError
+from lora_dist.errors import UserError, is_out_of_memory
 from lora_dist.model.kernels.graphs import GraphRecorder
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def beam_search(
 
     Raises:
         UserError: if a sentence might exceed the model's positions.
-        torch.OutOfMemoryError: if the batch is too large.
+        RuntimeError: if the batch is too large for the memory, see `errors.is_out_of_memory`.
     """
     check_room(model.positions, max(map(len, prompts)), settings)
     recorder = model.kernels.graph_recorder(model.device) if model.captured else None
@@ -60,9 +60,9 @@ def beam_search(
         if recorder is not None:
             try:
                 return _Search(model, prompts, settings, eos_id, recorder).run()
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 log.warning("decoding runs eagerly, as capturing CUDA graphs failed: %s", error.__context__ or error)
             finally:
                 recorder.release()
