@@ -50,7 +50,7 @@ def first(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings
             epochs=9,
             max_steps=STEPS,
             warmup_steps=5,
-            learning_rate=5e-3,
+            learning_rate=1e-3,
             log_steps=10,
             checkpoint_steps=20,
             max_grad_norm=0.5,
@@ -64,7 +64,7 @@ def others(first: Settings, number: int) -> list[Settings]:
     found = [
         first,
         replace(first, lora=replace(lora, alpha=16.0, dropout=0.3), train=replace(cfg, seed=43)),
-        replace(first, train=replace(cfg, seed=44, learning_rate=1e-2, warmup_steps=9, label_smoothing=0.0)),
+        replace(first, train=replace(cfg, seed=44, learning_rate=2e-3, warmup_steps=9, label_smoothing=0.0)),
         replace(first, lora=replace(lora, dropout=0.0, init="original"), train=replace(cfg, seed=45)),
         replace(first, train=replace(cfg, seed=46, weight_decay=0.1)),
     ]
