@@ -27,10 +27,10 @@ IDENTITY: dict[str, object] = {"base model": "abc", "--lora.rank": 4, "--train.s
 class State:
     """What a checkpoint takes of a `TrainingStrategy`."""
 
-    def adapter(self) -> dict[str, Tensor]:
+    def adapter(self, _: int) -> dict[str, Tensor]:
         return {NAME: torch.arange(8.0).view(2, 4)}
 
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self, _: int) -> dict[str, Tensor]:
         return {f"{NAME}.exp_avg": torch.full((2, 4), 0.1), f"{NAME}.exp_avg_sq": torch.full((2, 4), 1e-9)}
 
 

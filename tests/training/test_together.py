@@ -94,7 +94,7 @@ def losses(run: Path, key: str) -> list[float]:
     ("number", "kernels", "accumulation"),
     [
         (3, cpu, 1),
-        (3, cuda, 1),
+        pytest.param(3, cuda, 1, marks=pytest.mark.slow),
         pytest.param(2, cpu, 3, marks=pytest.mark.slow),
         pytest.param(5, cpu, 1, marks=pytest.mark.slow),
         pytest.param(2, cuda, 3, marks=pytest.mark.slow),
