@@ -66,8 +66,7 @@ def parse_with_preset(command: type[S], name: str, summary: str | None, argv: Se
         print("\n".join([usage, "", (summary or "").strip(), "", *lines, "", settings]))
         sys.exit(0 if argv else USER_ERROR)
     if argv[0] not in PRESETS:
-        ways = " or ".join(f"lora-dist {name} {preset}" for preset in PRESETS)
-        raise UserError(f"{argv[0]} is not a preset: give {ways} first")
+        raise UserError(f"{argv[0]} is not a preset: give one of {', '.join(PRESETS)}, as in lora-dist {name} improved")
     preset = PRESETS[argv[0]].settings
     default = command(**{f.name: getattr(preset, f.name) for f in fields(preset)})
     return parse(command, f"{name} {argv[0]}", argv[1:], default)  # type: ignore[type-var]

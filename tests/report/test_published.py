@@ -75,7 +75,7 @@ def test_rows_of_two_sizes_name_theirs_and_a_model_without_rows_gets_smalls_with
     assert {"Fine-tuning, GPT-2 Small", "Fine-tuning, GPT-2 Medium"} <= {row[0] for row in rows}
     rows, notes = published_rows(["../shared/mini-gpt2"], "all")
     assert "Prefix-tuning" in {row[0] for row in rows}
-    assert notes[1] == "No scores are published for mini-gpt2: the rows are GPT-2 Small's"
+    assert notes[1] == "No scores are published for mini-gpt2: the rows after the paper's are GPT-2 Small's"
 
 
 def test_published_rows_can_be_the_papers_only_or_none(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def checkpoints(folder: Path, keep: int = 99, identity: dict[str, object] = IDEN
 
 def save(found: Checkpoints, steps: int, here: World) -> None:
     found.save(steps, cast(TrainingStrategy, State()), here)
+    found.delete_old(here)
 
 
 def write_checkpoint(run: RunDir, steps: int) -> None:
