@@ -45,7 +45,7 @@ def test_a_new_preset_is_parsed_and_planned(tiny_gpt2: Path, corpus: Path, capsy
     assert main(["plan", "smallest", "--model.name", str(tiny_gpt2), "--data.dir", str(corpus)]) == 0
     assert f"{2 * (32 + 128):,} trainable" in capsys.readouterr().out  # 2 layers of r (in + out)
     assert main(["plan", "largest"]) == 2
-    assert "give lora-dist plan baseline or lora-dist plan improved or" in capsys.readouterr().err
+    assert "give one of baseline, improved, original, smallest, as in lora-dist plan" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("smallest")
