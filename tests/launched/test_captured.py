@@ -45,6 +45,8 @@ def train(config: str, arguments: list[object], out: Path, *others: str) -> str:
     return done.stderr
 
 
+# By default, one process is tested, in tests/training/test_captured.py.
+@pytest.mark.slow
 def test_captured_steps_under_ddp_give_the_bytes_of_eager_ones(
     arguments: list[object], folder: Path, eager: Path
 ) -> None:

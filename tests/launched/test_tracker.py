@@ -10,7 +10,7 @@ from launching import ROOT, attempt, train_arguments
 from lora_dist.run_dir import RunDir
 from lora_dist.training.log_rows import read_log
 
-pytestmark = pytest.mark.launched
+pytestmark = [pytest.mark.launched, pytest.mark.slow]
 
 STAND_IN = """
 import json, os

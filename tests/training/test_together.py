@@ -93,7 +93,8 @@ def losses(run: Path, key: str) -> list[float]:
 @pytest.mark.parametrize(
     ("number", "kernels", "accumulation"),
     [
-        (3, cpu, 1),
+        (2, cpu, 1),
+        pytest.param(3, cpu, 1, marks=pytest.mark.slow),
         pytest.param(3, cuda, 1, marks=pytest.mark.slow),
         pytest.param(2, cpu, 3, marks=pytest.mark.slow),
         pytest.param(5, cpu, 1, marks=pytest.mark.slow),
