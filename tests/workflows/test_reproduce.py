@@ -11,8 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from launching import TIMEOUT, attempt, begin, call_here
 from made_runs import made_run
+from safetensors.torch import load_file
 
 from lora_dist.config import DataSettings, ModelSettings, Settings, TrainSettings
 from lora_dist.errors import UserError
@@ -144,6 +146,23 @@ def test_the_expected_duration_of_a_run_is_that_of_its_parts() -> None:
     scored = replace(settings, train=replace(settings.train, score_dev="epoch"))
     assert speed.seconds(scored, trains=True) == speed.seconds(settings, trains=True) + 2 * 8 * 0.5
     assert [duration(s) for s in (30, 300, 12000)] == ["30 s", "5 min", "3 h 20 min"]
+
+
+@pytest.mark.launched
+@pytest.mark.slow
+def test_seeds_trained_together_as_by_default_have_the_adapters_of_their_own_launches(
+    tiny_gpt2: Path, corpus: Path, tmp_path: Path
+) -> None:
+    together = command(tiny_gpt2, corpus, tmp_path / "together")
+    del together[together.index("--together") : together.index("--together") + 2]
+    assert attempt(*together).returncode == 0
+    assert attempt(*command(tiny_gpt2, corpus, tmp_path / "alone")).returncode == 0
+    for seed in (1, 2):
+        file = Path(f"{tiny_gpt2.name}-improved-seed{seed}", "adapter", "adapter_model.safetensors")
+        ours, theirs = (load_file(tmp_path / name / file) for name in ("together", "alone"))
+        for name in theirs:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert "±" in (tmp_path / "together" / "report.md").read_text()
 
 
 @pytest.mark.launched
