@@ -206,6 +206,16 @@ def expected_count(model: nn.Module, settings: LoraSettings) -> int:
     return sum(pairs * settings.rank * (i + o // share) + settings.dora * o for i, o in shapes)
 
 
+def from_peft(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert a saved adapter from PEFT's layout to that of `parameters`; they differ with pairs for parts of a layer.
+
+    Raises:
+        UserError: if a B is not zero at a part of its layer that is not adapted.
+    """
+    parts = next((layer.parts for _, layer in layers(model)), ())
+    return {name: split_blocks(tensor, parts) if "lora_B" in name else tensor for name, tensor in state.items()}
+
+
 def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy a saved adapter, in PEFT's layout, into the wrapped layers.
 
@@ -213,8 +223,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         UserError: if names or shapes differ from the model's, or a B is not zero at a part of its layer that is not
             adapted; nothing is copied then.
     """
-    own, parts = parameters(model), next((layer.parts for _, layer in layers(model)), ())
-    state = {name: split_blocks(tensor, parts) if "lora_B" in name else tensor for name, tensor in state.items()}
+    own, state = parameters(model), from_peft(model, state)
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unexpected:
         first = missing[0] if missing else unexpected[0]

@@ -41,7 +41,7 @@ def wrap(
     others = []
     for run, own in zip(runs[1:], saved[1:], strict=True):
         adapter, each = run.settings.lora, run.settings.train
-        state = lora.initial_state(gpt2, adapter, each.seed) if own is None else own.adapter
+        state = lora.initial_state(gpt2, adapter, each.seed) if own is None else lora.from_peft(gpt2, own.adapter)
         others.append((adapter, state, each.label_smoothing))
     if saved[0] is not None:
         lora.load(gpt2, saved[0].adapter)

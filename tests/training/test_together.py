@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -155,15 +156,21 @@ def test_killed_in_the_middle_of_their_checkpoints_they_resume_to_the_same_bits(
 
 
 @pytest.mark.parametrize("kernels", [cpu, cuda], ids=["cpu", "cuda"])
-def test_pairs_for_parts_of_a_layer_train_together(
+def test_pairs_for_parts_of_a_layer_train_together_and_resume(
     kernels: ModuleType, first: Settings, here: World, tmp_path: Path
 ) -> None:
     lora = replace(first.lora, targets=("c_attn.q", "c_attn.v"), init="kaiming", rslora=True, rank=4)
-    start = replace(first, lora=lora, train=replace(first.train, max_steps=10))
+    start = replace(first, lora=lora, train=replace(first.train, max_steps=10, checkpoint_steps=5))
     runs = [start, replace(start, train=replace(start.train, seed=43))]
     with graphs_on_a_cpu(kernels, shapes=4) if kernels is cuda else nullcontext():
         alone = [trained([run], tmp_path / f"alone{i}", here)[0] for i, run in enumerate(runs)]
         together = trained(runs, tmp_path / "together", here)
-    for ours, theirs in zip(together, alone, strict=True):
+        for number in range(len(runs)):
+            run = RunDir(tmp_path / "together" / str(number))
+            for folder in (run.adapter, run.checkpoint(10)):
+                shutil.rmtree(folder)
+        resumed = trained(runs, tmp_path / "together", here)
+    for ours, again, theirs in zip(together, resumed, alone, strict=True):
         assert difference(ours, theirs) < TOLERANCE
+        assert difference(again, ours) == 0
     assert difference(*alone) > 0.1
