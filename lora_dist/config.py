@@ -14,6 +14,8 @@ from lora_dist.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
 NgramScope = Literal["generated", "all"]
+Init = Literal["original", "gaussian", "kaiming"]
+Linearization = Literal["csv", "authors"]
 
 
 def _require(ok: bool, flag: str, value: object, remedy: str) -> None:
@@ -59,7 +61,7 @@ class LoraSettings:
     targets: tuple[str, ...] = ("c_attn",)
     """Layers that get an adapter: c_proj matches attention's and the MLP's, mlp.c_proj only the MLP's. c_attn is one
     pair for queries, keys and values together; c_attn.q c_attn.v is a pair for each of these parts, as the authors'."""
-    init: Literal["original", "gaussian", "kaiming"] = "original"
+    init: Init = "original"
     """original: A is drawn from a standard normal and divided by r, B is zero. gaussian: both are drawn so. kaiming: A
     is Kaiming-uniform with a = sqrt(5), B is zero, as in the LoRA authors' code and in PEFT."""
     rslora: bool = False
@@ -73,12 +75,8 @@ class LoraSettings:
         _require(0 <= self.dropout < 1, "--lora.dropout", self.dropout, "must be 0 <= p < 1")
         _require(bool(self.targets), "--lora.targets", "empty", "name at least one layer, such as c_attn")
         ok = len(self.parts) in (0, len(self.targets)) and not (self.dora and self.parts)
-        _require(
-            ok,
-            "--lora.targets",
-            " ".join(self.targets),
-            "must be whole layers (as for DoRA) or parts of c_attn, not both",
-        )
+        names = " ".join(self.targets)
+        _require(ok, "--lora.targets", names, "must be whole layers (as for DoRA) or parts of c_attn, not both")
 
     @property
     def scaling(self) -> float:
@@ -101,7 +99,7 @@ class DataSettings:
     """e2e: those files, of E2E or of data in its format. cleaned: the cleaned corpus (Dusek et al. 2019), its files."""
     limit_train: int | None = None
     """Train on the first N examples only; None uses all of them."""
-    linearization: Literal["csv", "authors"] = "csv"
+    linearization: Linearization = "csv"
     """MRs in prompts. csv: name[The Eagle], eatType[pub]. authors: the LoRA authors' name : The Eagle | Type : pub."""
 
     def __post_init__(self) -> None:

@@ -6,6 +6,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from lora_dist.config import ModelSettings
+from lora_dist.model.base import load_base, load_tokenizer
+
 TEXTS = [
     "name[The Eagle], eatType[coffee shop], food[French], near[Café Rouge] The Eagle is a French coffee shop.",
     "name[Blue Spice], customer rating[5 out of 5], priceRange[£20-25] Blue Spice is rated 5 out of 5.",
@@ -54,3 +57,12 @@ def _train_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+
+
+def save_with_reference_row(model: Path, folder: Path) -> Path:
+    """Save a model with a row for the reference token, as PEFT needs it, into `folder`, and return that."""
+    settings = ModelSettings(name=str(model))
+    tokenizer = load_tokenizer(settings)
+    load_base(settings, tokenizer, torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

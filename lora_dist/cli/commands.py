@@ -74,12 +74,13 @@ def train(argv: Sequence[str]) -> int:
 def sweep(argv: Sequence[str]) -> int:
     """Train many seeds or settings as one training, then decode, score and report: sweep PRESET --seeds 42 43 44."""
     from lora_dist.distributed.world import world
-    from lora_dist.workflows.sweep import report_sweep, sweep_runs
+    from lora_dist.workflows.launch import report_launches
+    from lora_dist.workflows.sweep import sweep_runs
 
     command = parse_with_preset(SweepCommand, "sweep", sweep.__doc__, argv)
     with world(command.device, hang_timeout=command.hang_timeout) as here:
         launches, is_main = sweep_runs(command, command.sections(), here), here.is_main
-    return report_sweep(launches, RunDir(command.out)) if is_main else 0
+    return report_launches(launches, RunDir(command.out)) if is_main else 0
 
 
 def decode(argv: Sequence[str]) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 import datasets
 import numpy as np
 
-from lora_dist.config import DataSettings
+from lora_dist.config import DataSettings, Linearization
 from lora_dist.data.e2e import Example, fingerprint, load_split
-from lora_dist.data.tokens import Linearization, TokenizedExamples, tokenize
+from lora_dist.data.tokens import TokenizedExamples, tokenize
 from lora_dist.files import new_folder
 
 FORMAT = 2

@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lora_dist.config import Linearization
 from lora_dist.data.e2e import Example, parse_mr
 from lora_dist.data.sampler import Indices
 from lora_dist.errors import UserError
 
 REFERENCE_TOKEN = "<|ref|>"
 """Separates a meaning representation (MR) from its reference; `base.load_tokenizer` adds it to the tokenizer."""
-
-Linearization = Literal["csv", "authors"]
-"""See `DataSettings.linearization`."""
 
 _AUTHORS_NAMES = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lora_dist.config import Settings
+from lora_dist.config import DataSettings, Settings
 from lora_dist.config_io import as_options, to_json, versions
 from lora_dist.data.e2e import (
     Example,
@@ -64,10 +64,7 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
     examples = first_on_node(world, lambda: load_split(settings.data, "test"))
     groups = group_by_mr(examples)[: settings.decode.limit]
     decoder = first_on_node(world, lambda: load_decoder(settings, run.adapter, world.device))
-    signature = _signature(decoder, run, examples, groups)
-    signature |= {"corpus": corpus_name(settings.data, examples)}
-    if settings.data.linearization != "csv":  # so that a signature from before there was a choice stays as it is
-        signature["linearization"] = settings.data.linearization
+    signature = _signature(decoder, settings.data, run, examples, groups)
     files = {"the adapter's SHA-256": signature["adapter"], "the base model's fingerprint": signature["base"]}
     files |= {"the test set's fingerprint": signature["test_data"]}
     require_agreement(world, {**as_options(settings, "data", "decode"), **files, **versions()})
@@ -99,7 +96,9 @@ def decode(settings: Settings, run: RunDir, world: World) -> None:
     barrier(world)
 
 
-def _signature(decoder: Decoder, run: RunDir, examples: Sequence[Example], groups: Sequence[Group]) -> dict[str, Any]:
+def _signature(
+    decoder: Decoder, data: DataSettings, run: RunDir, examples: Sequence[Example], groups: Sequence[Group]
+) -> dict[str, Any]:
     """Return what determines the outputs, but for the size of a chunk; a ledger is continued only under the same one.
 
     The kind of device and the size of a chunk belong to it, as both change rounding.
@@ -112,4 +111,7 @@ def _signature(decoder: Decoder, run: RunDir, examples: Sequence[Example], group
         "official_test_set": is_official("test", examples) and len(groups) == len(group_by_mr(examples)),
         "device": decoder.model.device.type,
         "versions": versions(),
+        "corpus": corpus_name(data, examples),
+        # Only where it is not the default, so that signatures from before there was a choice stay as they are.
+        **({} if data.linearization == "csv" else {"linearization": data.linearization}),
     }

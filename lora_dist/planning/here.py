@@ -4,7 +4,7 @@ import psutil
 import torch
 
 from lora_dist.config import Precision
-from lora_dist.distributed.device import compute_precision
+from lora_dist.distributed.device import compute_precision, device_memory
 from lora_dist.planning.memory import Kind
 
 
@@ -18,4 +18,4 @@ def memory_here(kind: Kind, processes: int) -> int | None:
     """Return the bytes that this machine has for each process: one GPU's, or an equal part of its memory."""
     if kind == "cpu":
         return int(psutil.virtual_memory().total // processes)
-    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+    return device_memory(torch.device("cuda", 0)) if torch.cuda.is_available() else None

@@ -1,6 +1,8 @@
-"""A run that a workflow makes or finds complete: its folder, its settings, and the command that makes it."""
+"""A run that a workflow makes or finds complete, and what the workflows that make many runs have in common."""
 
 import hashlib
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_dist.config import Settings
@@ -15,7 +17,10 @@ from lora_dist.config_io import (
 )
 from lora_dist.errors import UserError
 from lora_dist.files import read_json
+from lora_dist.report.write import check_report_folder, write_report
 from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,3 +71,28 @@ class Launch:
                         f"{self.run.root} was made with {name} {others[name]}, not {own[name]}: name another --out, or "
                         "delete that folder"
                     )
+
+
+def check_folder_of_runs(out: RunDir) -> None:
+    """Refuse a folder that is a run or model, or that has other files and was not begun by the same workflow.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if out.config.is_file():
+        raise UserError(f"--out {out.root} is the folder of a run or model: name one that holds runs, or a new one")
+    check_report_folder(out, begun=out.lock.is_file())
+
+
+def report_launches(launches: Sequence[Launch], out: RunDir) -> int:
+    """Write the report of all complete runs, print its main table, and name the runs that failed.
+
+    Returns:
+        0 if all runs are in the report, 1 if some failed.
+    """
+    complete = [each for each in launches if each.is_complete()]
+    if complete:
+        print(write_report([each.run for each in complete], out))
+    if failed := [each.name for each in launches if each not in complete]:
+        log.error("failed: %s; the same command tries again", ", ".join(failed))
+    return 1 if failed else 0

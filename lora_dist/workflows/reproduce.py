@@ -1,4 +1,7 @@
-"""Reproduce the paper: one run per base model, preset and seed, each in its own launch, then one report of all runs."""
+"""Reproduce the paper: one run per base model, preset and seed, then one report of all runs.
+
+The seeds of a model and preset are one launch of `sweep`, or each run is a launch of its own.
+"""
 
 import ctypes
 import fcntl
@@ -22,10 +25,9 @@ from lora_dist.distributed.signals import StopRequest, graceful_shutdown
 from lora_dist.errors import Interrupted, UserError
 from lora_dist.metrics.java import find_java
 from lora_dist.presets import PRESETS
-from lora_dist.report.write import check_report_folder, write_report
 from lora_dist.run_dir import RunDir
 from lora_dist.workflows.estimate import Speed, duration, kind_of, measure_speed
-from lora_dist.workflows.launch import Launch
+from lora_dist.workflows.launch import Launch, check_folder_of_runs, report_launches
 from lora_dist.workflows.settings import ReproduceCommand
 
 log = logging.getLogger(__name__)
@@ -48,9 +50,7 @@ def reproduce(command: ReproduceCommand) -> int:
         Interrupted: after a signal; the same command resumes.
     """
     refuse_launcher("reproduce")
-    if RunDir(command.out).config.is_file():
-        raise UserError(f"--out {command.out} is the folder of a run or model: name one that holds runs, or a new one")
-    check_report_folder(RunDir(command.out), begun=RunDir(command.out).lock.is_file())  # by an earlier reproduce
+    check_folder_of_runs(RunDir(command.out))
     processes = command.processes or default_processes()
     runs = _runs(command)
     launches = [*runs, *(decoding for run in runs for decoding in _decodings(run, command))]
@@ -75,12 +75,7 @@ def reproduce(command: ReproduceCommand) -> int:
                 log.warning("%s is skipped: %s has no adapter yet", each.name, each.source.root.name)
             elif launch(each.arguments()) != 0:
                 log.warning("%s failed; the others continue", each.name)
-    complete = [each for each in launches if each.is_complete()]
-    if complete:
-        print(write_report([each.run for each in complete], RunDir(command.out)))
-    if failed := [each.name for each in launches if each not in complete]:
-        log.error("failed: %s; the same command tries again", ", ".join(failed))
-    return 1 if failed else 0
+    return report_launches(launches, RunDir(command.out))
 
 
 def _launch_sweeps(

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from lora_dist.config import DataSettings, DecodeSettings, Settings, TrainSettings
+from lora_dist.config import DataSettings, DecodeSettings, Init, Settings, TrainSettings
 from lora_dist.distributed.launcher import STRATEGIES
 from lora_dist.distributed.logs import LogSettings
 from lora_dist.errors import UserError
@@ -84,7 +84,7 @@ class SweepSettings:
     """Scales of the adapters, see --lora.alpha."""
     dropouts: tuple[float, ...] = ()
     """Dropout probabilities of the adapters, see --lora.dropout."""
-    inits: tuple[Literal["original", "gaussian"], ...] = ()
+    inits: tuple[Init, ...] = ()
     """Initialisations of the adapters, see --lora.init."""
     together: int | None = None
     """Most runs that one process trains at the same time; None is as many as its memory holds, at most 8."""

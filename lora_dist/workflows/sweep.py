@@ -26,12 +26,11 @@ from lora_dist.evaluation.scoring import score_run
 from lora_dist.metrics.java import find_java
 from lora_dist.model.base import load_config, load_tokenizer
 from lora_dist.planning.plan import make_plan
-from lora_dist.report.write import check_report_folder, write_report
 from lora_dist.run_dir import ADAPTER_WEIGHTS, RunDir
 from lora_dist.run_guard import check_output, exclusive
 from lora_dist.training.checkpoint import complete_steps
 from lora_dist.training.trainer import train
-from lora_dist.workflows.launch import Launch
+from lora_dist.workflows.launch import Launch, check_folder_of_runs
 from lora_dist.workflows.settings import SweepSettings
 
 log = logging.getLogger(__name__)
@@ -81,20 +80,6 @@ def sweep_runs(command: SweepSettings, settings: Settings, here: World) -> list[
     return launches
 
 
-def report_sweep(launches: Sequence[Launch], out: RunDir) -> int:
-    """Write the report of all complete runs, print its main table, and name the runs that failed.
-
-    Returns:
-        0 if all runs are in the report, 1 if some failed.
-    """
-    complete = [each for each in launches if each.is_complete()]
-    if complete:
-        print(write_report([each.run for each in complete], out))
-    if failed := [each.name for each in launches if each not in complete]:
-        log.error("failed: %s; the same command tries again", ", ".join(failed))
-    return 1 if failed else 0
-
-
 def why_alone(settings: Settings) -> str | None:
     """Return why runs with these settings are not trained at the same time; None if they can be."""
     reasons = {
@@ -135,9 +120,7 @@ def _check(command: SweepSettings, settings: Settings, launches: Sequence[Launch
     settings.train.micro_batch_size(1)
 
     def check_files() -> None:
-        if out.config.is_file():
-            raise UserError(f"--out {out.root} is the folder of a run or model: name one that holds runs, or a new one")
-        check_report_folder(out, begun=out.lock.is_file())  # by an earlier sweep
+        check_folder_of_runs(out)
         for each in launches:
             check_output(each.run, resume=True, overwrite=False)
             each.check()

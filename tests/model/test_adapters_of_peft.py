@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_gpt2 import save_with_reference_row
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
@@ -18,7 +19,7 @@ from lora_dist.data.tokens import REFERENCE_TOKEN
 from lora_dist.decoding.derived_run import source_settings
 from lora_dist.errors import UserError
 from lora_dist.model.adapter import load_adapted, load_merged
-from lora_dist.model.base import load_base, load_tokenizer
+from lora_dist.model.base import load_tokenizer
 
 IDS = torch.arange(300, 260, -1)[None]
 """Tokens of the tiny GPT-2, with the reference token among them."""
@@ -27,11 +28,7 @@ IDS = torch.arange(300, 260, -1)[None]
 @pytest.fixture(scope="module")
 def base(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny GPT-2 with a row for the reference token, so that PEFT computes with the same model."""
-    folder, settings = tmp_path_factory.mktemp("base"), ModelSettings(name=str(tiny_gpt2))
-    tokenizer = load_tokenizer(settings)
-    load_base(settings, tokenizer, torch.float32).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_with_reference_row(tiny_gpt2, tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(autouse=True)

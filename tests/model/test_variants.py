@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tiny_gpt2 import save_with_reference_row
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -18,7 +19,7 @@ from lora_dist.config import LoraSettings, ModelSettings
 from lora_dist.errors import UserError
 from lora_dist.model import lora
 from lora_dist.model.adapter import load_adapted, load_merged, save_adapter
-from lora_dist.model.base import identify, load_base, load_tokenizer
+from lora_dist.model.base import identify, load_tokenizer
 from lora_dist.model.blocks import join_blocks, split_blocks
 from lora_dist.model.kernels import cpu, cuda
 from lora_dist.model.masks import keep_mask
@@ -40,11 +41,7 @@ DROPOUTS = pytest.mark.parametrize("dropout", [0.0, 0.25], ids=["no dropout", "d
 @pytest.fixture(scope="module")
 def base(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny GPT-2 with a row for the reference token, so that PEFT computes with the same model."""
-    folder, settings = tmp_path_factory.mktemp("base"), ModelSettings(name=str(tiny_gpt2))
-    tokenizer = load_tokenizer(settings)
-    load_base(settings, tokenizer, torch.float32).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_with_reference_row(tiny_gpt2, tmp_path_factory.mktemp("base"))
 
 
 def plain(base: Path) -> GPT2LMHeadModel:
