@@ -60,7 +60,9 @@ def dev_rows(run: RunDir) -> list[dict[str, Any]]:
     return [{name: row[name] for name in names} for row in rows if "dev_loss" in row]
 
 
-@pytest.mark.parametrize("config", ["ddp.yaml", pytest.param("zero3.yaml", marks=pytest.mark.slow)])
+# By default, one process is tested, in tests/evaluation/test_dev_scores.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp.yaml", "zero3.yaml"])
 def test_two_processes_give_the_scores_and_the_selection_of_one(
     config: str, arguments: list[object], alone: RunDir, tmp_path: Path
 ) -> None:

@@ -291,14 +291,12 @@ def test_a_hanging_rank_ends_all_ranks_and_each_reports_where_it_is(
     assert complete_checkpoints(run) == [2]
 
 
-# By default, a killed run is started again by hand, as above.
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "start",
     [
         ("torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--max-restarts", "1"),
-        (*launcher("ddp.yaml"), "--max_restarts", "1"),
-        (*launcher("zero2.yaml"), "--max_restarts", "1"),
+        pytest.param((*launcher("ddp.yaml"), "--max_restarts", "1"), marks=pytest.mark.slow),
+        pytest.param((*launcher("zero2.yaml"), "--max_restarts", "1"), marks=pytest.mark.slow),
     ],
     ids=["torchrun", "accelerate ddp", "accelerate zero2"],
 )

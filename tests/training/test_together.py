@@ -135,6 +135,8 @@ def test_a_run_whose_loss_is_not_finite_ends_alone(first: Settings, here: World,
         train([(hopeless, folders[1])], here)
 
 
+# By default, two runs resume in the test of pairs for parts of a layer.
+@pytest.mark.slow
 def test_killed_in_the_middle_of_their_checkpoints_they_resume_to_the_same_bits(
     first: Settings, here: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

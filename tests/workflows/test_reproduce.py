@@ -44,7 +44,9 @@ def results(root: Path) -> dict[str, bytes]:
     return {**found, "report.md": results.encode()}
 
 
+# By default, sweep is tested, which makes, resumes and reports runs in the same way.
 @pytest.mark.launched
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others_and_the_same_command_makes_it(
     tiny_gpt2: Path,
     corpus: Path,
