@@ -88,7 +88,7 @@ def before_all_else(folder: Path, code: str, rank: int | None = None) -> dict[st
     """Environment in which all launched processes, or only one `rank`, run `code` first; it is written to `folder`."""
     those = "'LOCAL_RANK' in os.environ" if rank is None else f"os.environ.get('LOCAL_RANK') == '{rank}'"
     (folder / "sitecustomize.py").write_text(f"import os\nif {those}:\n{indent(dedent(code), '    ')}")
-    return {"PYTHONPATH": f"{folder}:{ROOT}"}
+    return {"PYTHONPATH": ":".join([str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def launcher(config: str, processes: int | None = None) -> tuple[str, ...]:
