@@ -75,7 +75,7 @@ each_case() { # PART ARGUMENTS...: for every shape and preset
 
 for part in $parts; do
   case $part in
-    tests) measure tests 240 python3 -m pytest -m gpu -n 8 -rs tests/launched/test_gpu*.py ;;
+    tests) measure tests 240 python3 -m pytest -m gpu -n 8 -rs tests/launched/test_gpu*.py tests/model/kernels/test_gpu_kernels.py ;;
     train) each_case train "${train[@]}" ;;
     decode)
       limit=300 # a process for each program and round, most of whose time is its start

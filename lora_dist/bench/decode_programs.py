@@ -1,11 +1,13 @@
 """The programs that `bench decode` measures.
 
 Each loads the model, warms up, and returns the seconds that it takes for all prompts, with exactly `NEW_TOKENS` tokens
-per beam. The warm-up is a full batch on a GPU, where the first one takes several times as long.
+per beam. On a GPU the warm-up is a full batch, as the first one takes several times as long, and the seconds are the
+median of several passes.
 """
 
+import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +24,11 @@ from lora_dist.model.base import DTYPES, load_base, load_tokenizer
 NEW_TOKENS = 32
 WARM_UP = 2
 """New tokens per beam of the warm-up."""
+
+GPU_PASSES = 3
+"""Most passes over all prompts on a GPU, where starting a program takes longer than they do."""
+ENOUGH_SECONDS = 10.0
+"""Seconds of passes after which no further one is made."""
 
 Prompts = list[list[int]]
 
@@ -47,10 +54,12 @@ def ours(inputs: DecodeInputs, prompts: Prompts, precision: Precision, *, captur
     todo = chunks([len(p) for p in prompts], new_tokens, size)
     warm_up = todo[0] if model.device.type == "cuda" else [0]
     beam_search(model, [prompts[i] for i in warm_up], replace(inputs.settings, max_new_tokens=WARM_UP), never)
-    start = now()
-    for chunk in todo:
-        beam_search(model, [prompts[i] for i in chunk], inputs.settings, never)
-    return now() - start, None
+
+    def search() -> None:
+        for chunk in todo:
+            beam_search(model, [prompts[i] for i in chunk], inputs.settings, never)
+
+    return _median_seconds(search), None
 
 
 def generate(inputs: DecodeInputs, prompts: Prompts, precision: Precision, size: int) -> tuple[float, None]:
@@ -79,10 +88,12 @@ def generate(inputs: DecodeInputs, prompts: Prompts, precision: Precision, size:
 
     with torch.inference_mode():
         search(ordered[-size:] if model.device.type == "cuda" else ordered[:1], WARM_UP)
-        start = now()
-        for first in range(0, len(ordered), size):
-            search(ordered[first : first + size], NEW_TOKENS)
-        return now() - start, None
+
+        def search_all() -> None:
+            for first in range(0, len(ordered), size):
+                search(ordered[first : first + size], NEW_TOKENS)
+
+        return _median_seconds(search_all), None
 
 
 def ctranslate2(inputs: DecodeInputs, prompts: Prompts, kind: str) -> tuple[float, None]:
@@ -104,6 +115,18 @@ def ctranslate2(inputs: DecodeInputs, prompts: Prompts, kind: str) -> tuple[floa
         texts = [tokenizer.convert_ids_to_tokens(prompt) for prompt in prompts]
         warm_up = texts[:1] if device == "cpu" else texts[-64:]
         generator.generate_batch(warm_up, min_length=WARM_UP, max_length=WARM_UP, **options)
+
+        def search() -> None:
+            generator.generate_batch(texts, min_length=NEW_TOKENS, max_length=NEW_TOKENS, **options)
+
+        return _median_seconds(search), None
+
+
+def _median_seconds(search: Callable[[], None]) -> float:
+    """Time one pass, on a GPU several, and return the median."""
+    passes, seconds = (GPU_PASSES if bench_device().type == "cuda" else 1), list[float]()
+    while len(seconds) < passes and sum(seconds) < ENOUGH_SECONDS:
         start = now()
-        generator.generate_batch(texts, min_length=NEW_TOKENS, max_length=NEW_TOKENS, **options)
-        return now() - start, None
+        search()
+        seconds.append(now() - start)
+    return statistics.median(seconds)

@@ -50,7 +50,7 @@ class FlatAdapter(nn.Module):
         for layer in self._layers:
             for attribute in layer.trained.values():
                 delattr(layer, attribute)
-        self.assign(self.values.detach()[:1])
+        self.release()
 
     @property
     def layers(self) -> list[lora.LoraConv1D]:
@@ -89,12 +89,17 @@ class FlatAdapter(nn.Module):
             if one:
                 layer.scaling, layer.dropout = self.scalings[first], self.dropouts[first]
 
+    def release(self) -> None:
+        """Let the layers forget the copy of the last forward pass, which keeps the nodes of its gradient alive."""
+        self.assign(self.values.detach()[:1])
+
     def seed_dropout(self, seeds: Sequence[int]) -> None:
         """Seed the dropout of the next forward passes, one seed for each adapter: (adapters,)."""
-        if self.stacked is None:
-            torch.manual_seed(seeds[0])
-            return
-        for generator, seed in zip(self.stacked.generators, seeds, strict=True):
+        device = self.values.device
+        # Not `torch.manual_seed`, which collects a stack trace, a tenth of a step's time on a GPU.
+        default = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
+        generators = [default] if self.stacked is None else self.stacked.generators
+        for generator, seed in zip(generators, seeds, strict=True):
             generator.manual_seed(seed)
 
     def split(self, elements: Tensor) -> dict[str, Tensor]:

@@ -82,8 +82,24 @@ def causal_attention(
         visible: a causal mask, True is visible: (rows, length, length). None shows all tokens up to itself.
     """
     rows, length, _ = fused.shape
-    query, key, value = fused.view(rows, length, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    query, key, value = _SplitHeads.apply(fused.view(rows, length, 3, num_heads, -1))  # type: ignore[no-untyped-call]
     return kernels.attention(query, key, value, visible, dropout).transpose(1, 2).reshape(rows, length, -1)
+
+
+class _SplitHeads(torch.autograd.Function):
+    """Split fused queries, keys and values; autograd's own backward would stack the gradients in another order, and
+    copy them once more into this one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, fused: Tensor) -> tuple[Tensor, ...]:
+        """View `fused` (rows, length, 3, heads, head width) as three tensors (rows, heads, length, head width)."""
+        return fused.permute(2, 0, 3, 1, 4).unbind()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return torch.stack([gradient.transpose(1, 2) for gradient in gradients], dim=2)
 
 
 class RowIndex:

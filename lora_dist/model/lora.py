@@ -7,7 +7,7 @@ some parts, as in the LoRA authors' `MergedLinear`: the pairs are computed and s
 which a B has zeros at the other parts (`join_blocks`). With DoRA, the norms of the weight's columns are trained too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -49,8 +49,8 @@ class LoraConv1D(nn.Module):
             self.trained["lora_magnitude_vector"] = "lora_magnitude"
             self.register_buffer("bias", base.get_parameter("bias").detach().clone(), persistent=False)
             self.register_buffer("squares", weight.detach().float().square().sum(0), persistent=False)
-        self.mask: Tensor | None = None
-        """Dropout mask of the next forward pass, see `masks.draw_masks`; None draws one in the pass."""
+        self.drop: Callable[[Tensor], Tensor] | None = None
+        """Dropout of the next forward pass without its scaling; None draws a mask in the pass."""
         self.stacked: StackedAdapters | None = None
         """With several adapters in the next forward pass: A is (adapters, r, in) then, and B (adapters, out, r)."""
         self.sizes: Sequence[int] = ()
@@ -75,8 +75,8 @@ class LoraConv1D(nn.Module):
         scaling, a, b = self.scaling, self.lora_A.to(x.dtype), join_blocks(self.lora_B.to(x.dtype), self.parts)
         dropped = None
         if self.training and self.dropout > 0:
-            mask, self.mask = self.mask, None
-            x = dropped = x * (keep_mask(x.shape, self.dropout, x.dtype, x.device) if mask is None else mask)
+            drop, self.drop = self.drop, None
+            x = dropped = x * keep_mask(x.shape, self.dropout, x.dtype, x.device) if drop is None else drop(x)
             scaling /= 1 - self.dropout
         hidden = F.linear(x, a)
         if self.dora:
@@ -92,8 +92,8 @@ class LoraConv1D(nn.Module):
         if self.parts:
             b = torch.stack([join_blocks(each, self.parts) for each in b])
         if self.training and adapters.drops:
-            mask, self.mask = self.mask, None
-            x = x * (adapters.mask(self.sizes, x) if mask is None else mask)
+            drop, self.drop = self.drop, None
+            x = x * adapters.mask(self.sizes, x) if drop is None else drop(x)
         return adapters.add(out, x, a, b, self.sizes, training=self.training, in_place=self.adds_in_place)
 
     def _scale_columns(self, out: Tensor, product: Tensor, dropped: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dropout masks of the adapters' inputs, drawn faster than by torch's own dropout."""
+"""Dropout of the adapters' inputs, drawn faster than by torch's own."""
 
 import math
 from collections.abc import Sequence
@@ -35,45 +35,31 @@ def keep_mask(
     return torch.ge(quarters, keep_limit(dropout), out=torch.empty(shape, dtype=dtype, device=device))
 
 
-def draw_masks(
-    features: Sequence[int],
-    rows: Sequence[int],
-    most: int,
-    limits: int | Tensor,
-    generators: Generators,
-    dtype: torch.dtype,
-    device: torch.device,
+def draw_integers(
+    features: Sequence[int], rows: Sequence[int], most: int, generators: Generators, device: torch.device
 ) -> list[Tensor]:
-    """Draw the dropout masks of several layers and adapters at once.
+    """Draw the random 16-bit integers of several layers and adapters at once, see `keep_limit`.
 
-    Each adapter draws as many numbers as for `most` rows, so that its masks depend on its generator alone: a GPU's
-    numbers depend on how many are drawn, and batches of several adapters are padded to another size than one's own.
+    Each adapter draws as many as for `most` rows, so that its integers depend on its generator alone: a GPU's depend on
+    how many are drawn, and batches of several adapters are padded to another size than one's own.
 
     Args:
-        features: columns of each layer's mask: (layers,).
-        rows: rows of each layer's mask, per adapter: (layers,).
+        features: input features of each layer: (layers,).
+        rows: rows of each layer's input, per adapter: (layers,).
         most: rows to draw for, none of `rows` is larger.
-        limits: see `keep_limit`; a tensor if the adapters differ in it: (adapters, 1, 1) int16.
         generators: one for each adapter: (adapters,).
-        dtype: of the masks.
-        device: of the masks.
+        device: where to draw.
 
     Returns:
-        The mask of each layer: (adapters, rows, features) each.
+        Those of each layer: (adapters, rows, features) int16 each.
     """
     assert max(rows) <= most, "a batch has more tokens than the largest possible one"
     sizes = [most * width for width in features]
     drawn = torch.empty(len(generators), math.ceil(sum(sizes) / 4), dtype=torch.int64, device=device)
     for own, generator in zip(drawn, generators, strict=True):
         own.random_(-(2**63), None, generator=generator)
-    quarters = drawn.view(torch.int16)[:, : sum(sizes)]
-    if len(generators) == 1:  # one comparison for all layers
-        whole = torch.ge(quarters, limits, out=torch.empty(quarters.shape, dtype=dtype, device=device))
-        parts = zip(torch.split(whole, sizes, dim=1), rows, features, strict=True)
-        return [part[:, : n * width].view(1, n, width) for part, n, width in parts]
-    masks = []
-    for part, n, width in zip(torch.split(quarters, sizes, dim=1), rows, features, strict=True):
-        shape = len(generators), n, width
-        own = part[:, : n * width].view(shape)
-        masks.append(torch.ge(own, limits, out=torch.empty(shape, dtype=dtype, device=device)))
-    return masks
+    quarters = torch.split(drawn.view(torch.int16)[:, : sum(sizes)], sizes, dim=1)
+    return [
+        part[:, : n * width].view(len(generators), n, width)
+        for part, n, width in zip(quarters, rows, features, strict=True)
+    ]

@@ -32,7 +32,7 @@ class StackedAdapters:
         self.generators = [torch.Generator(device) for _ in dropouts]
         """One for each adapter, so that its masks are those of its run alone."""
         self.limits = _one_or_tensor([keep_limit(p) for p in dropouts], torch.int16, device)
-        """See `masks.draw_masks`."""
+        """Of the random integers, see `masks.keep_limit`."""
         trained = [scaling / (1 - p) for scaling, p in zip(scalings, dropouts, strict=True)]
         self._scales = {False: list(scalings), True: trained}
         self._batched_scales = {

@@ -83,6 +83,8 @@ class CapturedLoss(nn.Module):
             self.close()
         else:
             log.info("captured %d CUDA graphs", len(self._graphs))
+        finally:
+            self.loss.adapter.release()  # else its gradient would pass through the capture's stream
 
     def close(self) -> None:
         """Free the graphs; steps run eagerly from now on."""

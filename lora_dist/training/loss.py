@@ -5,6 +5,7 @@ of (labels, vocabulary), only at positions with a label, and keeps just (labels,
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -20,7 +21,7 @@ from lora_dist.model.flat_adapter import FlatAdapter, Matrices
 from lora_dist.model.gpt2 import RowIndex, causal_attention, pad_rows, run_body, take_rows, visible_in_segments
 from lora_dist.model.kernels.common import PlainProjection, Projection
 from lora_dist.model.kernels.select import Kernels
-from lora_dist.model.masks import draw_masks, keep_limit
+from lora_dist.model.masks import draw_integers, keep_limit
 
 
 class ReferenceLoss(nn.Module):
@@ -47,8 +48,8 @@ class ReferenceLoss(nn.Module):
             gradient_checkpointing: see `gpt2.run_body`.
             partitioned: whether ZeRO-3 will partition the weights, which then stay plain parameters.
             others: settings, matrices and label smoothing of further adapters, which are trained at the same time.
-            most_tokens: most tokens of a batch of one adapter, where dropout masks are drawn at once; None takes those
-                of each batch, on which the masks then depend.
+            most_tokens: most tokens of a batch of one adapter, where dropout is drawn at once; None takes those of each
+                batch, on which dropout then depends.
         """
         super().__init__()
         self.gradient_checkpointing = gradient_checkpointing
@@ -87,7 +88,7 @@ class ReferenceLoss(nn.Module):
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         dtype = self.head.weight.dtype
         self.adapter.assign(self.adapter(dtype, first, len(parts)), first)
-        self._set_rows(parts, draws=self.training and self.kernels.DRAW_MASKS_AT_ONCE and not again, dtype=dtype)
+        self._set_rows(parts, draws=self.training and self.kernels.DRAW_AT_ONCE and not again)
         hidden = run_body(
             self.body,
             batch.tokens,
@@ -135,8 +136,8 @@ class ReferenceLoss(nn.Module):
 
         return attend
 
-    def _set_rows(self, parts: Sequence[BatchShape], *, draws: bool, dtype: torch.dtype) -> None:
-        """Prepare the layers for a forward pass: the rows of each adapter, and with `draws` their dropout masks."""
+    def _set_rows(self, parts: Sequence[BatchShape], *, draws: bool) -> None:
+        """Prepare the layers for a forward pass: the rows of each adapter, and with `draws` their dropout."""
         last, adapter = self.body.h[-1], self.adapter
         few = {last.attn.c_proj, last.mlp.c_fc, last.mlp.c_proj}
         for layer in adapter.layers:
@@ -145,18 +146,17 @@ class ReferenceLoss(nn.Module):
         dropout = adapter.layers[0].dropout
         if not draws or not (dropout if stacked is None else stacked.drops):
             return
-        assert len(set(parts)) == 1, "masks are drawn at once for parts of the same shape"
-        masks = draw_masks(
+        assert len(set(parts)) == 1, "dropout is drawn at once for parts of the same shape"
+        limits = keep_limit(dropout) if stacked is None else stacked.limits
+        drawn = draw_integers(
             [layer.lora_A.shape[-1] for layer in adapter.layers],
             [layer.sizes[0] for layer in adapter.layers],
             self._most_tokens or parts[0].tokens,
-            keep_limit(dropout) if stacked is None else stacked.limits,
             [None] if stacked is None else stacked.generators,
-            dtype,
             self.head.mean_row.device,
         )
-        for layer, mask in zip(adapter.layers, masks, strict=True):
-            layer.mask = mask.flatten(0, 1)
+        for layer, own in zip(adapter.layers, drawn, strict=True):
+            layer.drop = partial(self.kernels.drop, drawn=own, limits=limits)
 
 
 class LossHead(nn.Module):

@@ -49,7 +49,19 @@ class PlainProjection:
         return logits @ self._weight
 
 
-def top_of_blocks(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def drop(x: Tensor, drawn: Tensor, limits: int | Tensor) -> Tensor:
+    """Set elements to zero where a random integer is below the limit: (rows, features), as `x`.
+
+    Args:
+        x: values of several adapters, one after the other: (rows, features).
+        drawn: a random integer for each, see `masks.draw_integers`: (adapters, rows / adapters, features) int16.
+        limits: see `masks.keep_limit`; a tensor if the adapters differ in it: (adapters, 1, 1) int16.
+    """
+    kept = torch.ge(drawn, limits, out=torch.empty(drawn.shape, dtype=x.dtype, device=x.device))
+    return x * kept.flatten(0, 1)
+
+
+def top_of_blocks(scores: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Find the `k` largest values of each row.
 
     They can only be in the `k` blocks with the largest maxima, so only these are searched.
@@ -57,13 +69,15 @@ def top_of_blocks(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Args:
         scores: (n, columns), whole blocks.
         k: values to find per row, at most the number of columns.
+        maxima: the maximum of each block, if it is known: (n, columns / `BLOCK_SIZE`).
 
     Returns:
         Values and columns, largest first: both (n, k).
     """
     rows, columns = scores.shape
     blocked = scores.view(rows, columns // BLOCK_SIZE, BLOCK_SIZE)
-    likely = blocked.amax(-1).topk(min(k, blocked.shape[1]), -1).indices
+    maxima = blocked.amax(-1) if maxima is None else maxima
+    likely = maxima.topk(min(k, blocked.shape[1]), -1).indices
     best, places = blocked.gather(1, likely[..., None].expand(-1, -1, BLOCK_SIZE)).flatten(1).topk(k, -1)
     return best, likely.gather(1, places // BLOCK_SIZE) * BLOCK_SIZE + places % BLOCK_SIZE
 

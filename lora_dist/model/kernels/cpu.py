@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_dist.model.kernels.common import ban_values, top_of_blocks, whole_blocks
+from lora_dist.model.kernels.common import drop as drop
 from lora_dist.model.kernels.glibc import keep_freed_memory
 from lora_dist.model.kernels.graphs import GraphRecorder
 from lora_dist.model.kernels.packed import freeze_layers as freeze_layers
@@ -23,8 +24,8 @@ STATIC_SHAPES = 0
 DEV_BATCH_SIZE = 16
 """Dev examples per forward pass; the result does not depend on it."""
 
-DRAW_MASKS_AT_ONCE = False
-"""Whether the dropout masks of all layers are drawn together; one at a time stays in the cache."""
+DRAW_AT_ONCE = False
+"""Whether the dropout of all layers is drawn together; one layer at a time stays in the cache."""
 
 CHUNK_TOKENS = 2**14
 """Tokens per decoding chunk beyond which decoding gets no faster."""

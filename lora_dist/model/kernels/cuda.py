@@ -1,6 +1,9 @@
 """Kernels for GPUs: torch's fused attention, and every tensor in one piece, as kernel launches are what costs time."""
 
+import logging
 import math
+from functools import cache
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +12,11 @@ from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from lora_dist.model.kernels.common import Projection, ban_values, top_of_blocks, whole_blocks
+from lora_dist.model.kernels.common import drop as plain_drop
 from lora_dist.model.kernels.graphs import CudaGraphs, GraphRecorder
 from lora_dist.model.lora import LoraConv1D
+
+log = logging.getLogger(__name__)
 
 SHAPE_STEP = 16
 """See `cpu.SHAPE_STEP`; the cost of a static shape is in its tokens."""
@@ -21,8 +27,8 @@ STATIC_SHAPES = 12
 DEV_BATCH_SIZE = 64
 """See `cpu.DEV_BATCH_SIZE`; with few examples, the time is that of the kernel launches."""
 
-DRAW_MASKS_AT_ONCE = True
-"""See `cpu.DRAW_MASKS_AT_ONCE`; two kernels instead of two for each layer."""
+DRAW_AT_ONCE = True
+"""See `cpu.DRAW_AT_ONCE`; one kernel instead of one for each layer."""
 
 BATCHED_ADAPTERS = True
 """See `cpu.BATCHED_ADAPTERS`; one kernel instead of one for each adapter."""
@@ -116,8 +122,37 @@ def projection(weight: Tensor, *, differentiable: bool) -> Projection:
     return PaddedProjection(weight)
 
 
+@cache
+def _triton() -> ModuleType | None:
+    """Return the Triton kernels, or None with a warning where one fails: Triton compiles them when they first run."""
+    try:
+        from lora_dist.model.kernels import fused
+
+        fused.exponentiate(torch.zeros(1, 1, device="cuda"))
+    except Exception as error:  # its compilers raise errors of many kinds
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        log.warning("slower kernels are used, as Triton's failed, which need a C compiler: %s", reason)
+        return None
+    return fused
+
+
+def _triton_for(values: Tensor) -> ModuleType | None:
+    return _triton() if values.is_cuda else None
+
+
+def drop(x: Tensor, drawn: Tensor, limits: int | Tensor) -> Tensor:
+    """See `common.drop`; in one pass, and one for the gradient."""
+    if (fused := _triton_for(x)) is not None:
+        dropped: Tensor = fused.Drop.apply(x, drawn, limits)
+        return dropped
+    return plain_drop(x, drawn, limits)
+
+
 def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """See `cpu.exponentiate`; all rows at once, in three passes."""
+    """See `cpu.exponentiate`; all rows at once."""
+    if (fused := _triton_for(logits)) is not None:
+        powers: tuple[Tensor, Tensor] = fused.exponentiate(logits)
+        return powers
     logarithms = F.log_softmax(logits, -1, dtype=torch.float32)
     normaliser = logits[:, :1].float() - logarithms[:, :1]
     torch.exp(logarithms, out=logits)
@@ -125,7 +160,11 @@ def exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def top_tokens(logits: Tensor, vocabulary: int, tokens: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """See `cpu.top_tokens`; in three passes over many rows at a time, whose columns are whole blocks."""
+    """See `cpu.top_tokens`; all rows at once, or many with torch's operators. The columns are whole blocks."""
+    if (fused := _triton_for(logits)) is not None:
+        peaks, totals, maxima = fused.ban(logits, vocabulary, tokens, banned)
+        best, ids = top_of_blocks(logits, k, maxima)
+        return (best.float() - peaks) - totals.log(), ids.clamp_(max=vocabulary - 1)
     logits[:, vocabulary:].fill_(-torch.inf)
     values, found = ban_values(banned), []
     rows = max(1, SEARCH_LOGITS // vocabulary)

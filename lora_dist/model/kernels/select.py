@@ -30,8 +30,8 @@ class Kernels(Protocol):
         ...
 
     @property
-    def DRAW_MASKS_AT_ONCE(self) -> bool:
-        """See `cpu.DRAW_MASKS_AT_ONCE`."""
+    def DRAW_AT_ONCE(self) -> bool:
+        """See `cpu.DRAW_AT_ONCE`."""
         ...
 
     @property
@@ -86,6 +86,10 @@ class Kernels(Protocol):
 
     def projection(self, weight: Tensor, *, differentiable: bool) -> Projection:
         """See `cpu.projection`."""
+        ...
+
+    def drop(self, x: Tensor, drawn: Tensor, limits: int | Tensor) -> Tensor:
+        """See `common.drop`."""
         ...
 
     def exponentiate(self, logits: Tensor) -> tuple[Tensor, Tensor]:
