@@ -49,8 +49,8 @@ class LoraConv1D(nn.Module):
             self.trained["lora_magnitude_vector"] = "lora_magnitude"
             self.register_buffer("bias", base.get_parameter("bias").detach().clone(), persistent=False)
             self.register_buffer("squares", weight.detach().float().square().sum(0), persistent=False)
-        self.drop: Callable[[Tensor], Tensor] | None = None
-        """Dropout of the next forward pass without its scaling; None draws a mask in the pass."""
+        self.drop: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+        """Dropout of the next forward pass, see `kernels.common.drop`; None draws a mask in the pass."""
         self.stacked: StackedAdapters | None = None
         """With several adapters in the next forward pass: A is (adapters, r, in) then, and B (adapters, out, r)."""
         self.sizes: Sequence[int] = ()
@@ -67,33 +67,37 @@ class LoraConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to (..., out)."""
+        x, dropped = self._drop(x)
         out: Tensor = self.base(x)
         if self.merged:
             return out
         if self.stacked is not None:
-            return self._add_stacked(out, x, self.stacked)
-        scaling, a, b = self.scaling, self.lora_A.to(x.dtype), join_blocks(self.lora_B.to(x.dtype), self.parts)
-        dropped = None
-        if self.training and self.dropout > 0:
-            drop, self.drop = self.drop, None
-            x = dropped = x * keep_mask(x.shape, self.dropout, x.dtype, x.device) if drop is None else drop(x)
-            scaling /= 1 - self.dropout
-        hidden = F.linear(x, a)
+            return self._add_stacked(out, dropped, self.stacked)
+        a, b = self.lora_A.to(x.dtype), join_blocks(self.lora_B.to(x.dtype), self.parts)
+        scaling = self.scaling / (1 - self.dropout) if self.training else self.scaling
+        hidden = F.linear(dropped, a)
         if self.dora:
-            return self._scale_columns(out, scaling * F.linear(hidden, b), dropped)
+            return self._scale_columns(out, scaling * F.linear(hidden, b), None if dropped is x else dropped)
         if self.adds_in_place:
             return out.addmm_(hidden, b.t(), alpha=scaling)
-        flat = torch.addmm(out.view(-1, b.shape[0]), hidden.view(-1, b.shape[1]), b.t(), alpha=scaling)
-        return flat.view(out.shape)
+        return torch.addmm(out.view(-1, b.shape[0]), hidden.view(-1, b.shape[1]), b.t(), alpha=scaling).view_as(out)
+
+    def _drop(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `x` (..., in), and A's input, which in training has zeros where dropout applies."""
+        drop, self.drop = self.drop, None
+        if self.merged or not self.training or not (self.dropout if self.stacked is None else self.stacked.drops):
+            return x, x
+        if drop is not None:
+            return drop(x)
+        if self.stacked is not None:
+            return x, x * self.stacked.mask(self.sizes, x)
+        return x, x * keep_mask(x.shape, self.dropout, x.dtype, x.device)
 
     def _add_stacked(self, out: Tensor, x: Tensor, adapters: StackedAdapters) -> Tensor:
-        """Add the product of each adapter to its own rows of `out` (rows, out), given the input x (rows, in)."""
+        """Add the product of each adapter to its own rows of `out` (rows, out), given A's input x (rows, in)."""
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
         if self.parts:
             b = torch.stack([join_blocks(each, self.parts) for each in b])
-        if self.training and adapters.drops:
-            drop, self.drop = self.drop, None
-            x = x * adapters.mask(self.sizes, x) if drop is None else drop(x)
         return adapters.add(out, x, a, b, self.sizes, training=self.training, in_place=self.adds_in_place)
 
     def _scale_columns(self, out: Tensor, product: Tensor, dropped: Tensor | None) -> Tensor:
@@ -129,9 +133,7 @@ class LoraConv1D(nn.Module):
 
     def weight(self) -> Tensor:
         """Return the frozen weight: (in, out)."""
-        weight = self.base.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return self.base.get_parameter("weight")
 
 
 def initial_state(model: nn.Module, settings: LoraSettings, seed: int) -> dict[str, Tensor]:
@@ -171,8 +173,7 @@ def inject(model: nn.Module, settings: LoraSettings, seed: int, source: str = "-
         if any(_matches(name, target) for target in targets):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, LoraConv1D(layer, settings, generator))
-    trainable = sum(parameter.requires_grad for parameter in model.parameters())
-    assert trainable == len(parameters(model)), "a parameter outside the adapter is trainable"
+    assert sum(p.requires_grad for p in model.parameters()) == len(parameters(model)), "others are trainable"
     assert trainable_count(model) == expected_count(model, settings), "the count differs from the formula"
 
 
@@ -220,8 +221,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy a saved adapter, in PEFT's layout, into the wrapped layers.
 
     Raises:
-        UserError: if names or shapes differ from the model's, or a B is not zero at a part of its layer that is not
-            adapted; nothing is copied then.
+        UserError: if names or shapes differ from the model's, or as in `from_peft`; nothing is copied then.
     """
     own, state = parameters(model), from_peft(model, state)
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())

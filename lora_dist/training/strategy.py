@@ -64,7 +64,7 @@ class TrainingStrategy:
         # Adapters have learning rates of their own, so each is a group: a view of `values` that AdamW changes in place.
         self._rows = [values] if adapter.count == 1 else [row.detach().requires_grad_() for row in values]
         groups = [{"params": [row], "weight_decay": decay} for row, decay in zip(self._rows, decays, strict=True)]
-        self._module: Any = module
+        self._module: Any = module.train()
         self._optimizer: Any = adamw(groups, adapter, lora_plus_ratio=lora_plus_ratio, rank=world.rank)
         self._wrapped = self._zero or world.size > 1
         if self._wrapped:
@@ -92,7 +92,8 @@ class TrainingStrategy:
         Returns:
             The module's sums: (adapters, 2).
         """
-        self._module.train()
+        if not self._module.training:  # walking through all modules takes as long as a step on a GPU
+            self._module.train()
         if self._zero:
             self._module.set_gradient_accumulation_boundary(last)
             found: tuple[Tensor, Tensor] = self._module(batch, scale)

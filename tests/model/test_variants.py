@@ -97,7 +97,7 @@ class FixedDropout(nn.Module):
 def use_the_same_masks(ours: GPT2LMHeadModel, theirs: Any, dropout: float) -> None:
     for name, layer in lora.layers(ours):
         mask = keep_mask((*IDS.shape, layer.lora_A.shape[1]), dropout, torch.float32, IDS.device)
-        layer.drop = mask.mul
+        layer.drop = lambda x, mask=mask: (x, x * mask)
         theirs.get_submodule(lora.PEFT_PREFIX + name).lora_dropout["default"] = FixedDropout(mask / (1 - dropout))
 
 

@@ -49,8 +49,10 @@ class PlainProjection:
         return logits @ self._weight
 
 
-def drop(x: Tensor, drawn: Tensor, limits: int | Tensor) -> Tensor:
-    """Set elements to zero where a random integer is below the limit: (rows, features), as `x`.
+def drop(x: Tensor, drawn: Tensor, limits: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Return `x`, and `x` with zeros where a random integer is below the limit: both (rows, features).
+
+    Both are inputs of a layer, and so their gradients can be added as they are computed.
 
     Args:
         x: values of several adapters, one after the other: (rows, features).
@@ -58,7 +60,7 @@ def drop(x: Tensor, drawn: Tensor, limits: int | Tensor) -> Tensor:
         limits: see `masks.keep_limit`; a tensor if the adapters differ in it: (adapters, 1, 1) int16.
     """
     kept = torch.ge(drawn, limits, out=torch.empty(drawn.shape, dtype=x.dtype, device=x.device))
-    return x * kept.flatten(0, 1)
+    return x, x * kept.flatten(0, 1)
 
 
 def top_of_blocks(scores: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -140,11 +140,11 @@ def _triton_for(values: Tensor) -> ModuleType | None:
     return _triton() if values.is_cuda else None
 
 
-def drop(x: Tensor, drawn: Tensor, limits: int | Tensor) -> Tensor:
+def drop(x: Tensor, drawn: Tensor, limits: int | Tensor) -> tuple[Tensor, Tensor]:
     """See `common.drop`; in one pass, and one for the gradient."""
     if (fused := _triton_for(x)) is not None:
-        dropped: Tensor = fused.Drop.apply(x, drawn, limits)
-        return dropped
+        both: tuple[Tensor, Tensor] = fused.Drop.apply(x, drawn, limits)
+        return both
     return plain_drop(x, drawn, limits)
 
 

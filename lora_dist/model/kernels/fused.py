@@ -29,38 +29,45 @@ PIECE = 1024
 
 
 @triton.jit
-def _drop(x, drawn, limits, result, size, stride, limit_each: tl.constexpr, piece: tl.constexpr):
+def _drop(
+    x, drawn, limits, others, result, size, stride, limit_each: tl.constexpr, adds: tl.constexpr, piece: tl.constexpr
+):
     adapter = tl.program_id(1).to(tl.int64)
     places = tl.program_id(0) * piece + tl.arange(0, piece)
     inside = places < size
     limit = tl.load(limits + adapter) if limit_each else limits
     integers = tl.load(drawn + adapter * stride + places, inside, 0)
     values = tl.load(x + adapter * size + places, inside, 0.0)
-    tl.store(result + adapter * size + places, tl.where(integers >= limit, values, 0.0), inside)
+    kept = tl.where(integers >= limit, values, 0.0).to(tl.float32)
+    if adds:
+        kept += tl.load(others + adapter * size + places, inside, 0.0).to(tl.float32)
+    tl.store(result + adapter * size + places, kept, inside)
 
 
 class Drop(torch.autograd.Function):
     """See `common.drop`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, drawn: Tensor, limits: int | Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, drawn: Tensor, limits: int | Tensor) -> tuple[Tensor, Tensor]:
         """Drop elements of `x`."""
         ctx.drawn, ctx.limits = drawn, limits
-        return _dropped(x, drawn, limits)
+        return x.view_as(x), _dropped(x, drawn, limits, None)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Drop the same elements of the gradient."""
-        return _dropped(gradient, ctx.drawn, ctx.limits), None, None
+    def backward(ctx: Any, of_x: Tensor, of_dropped: Tensor) -> tuple[Tensor, None, None]:
+        """Drop the same elements of the second gradient, and add the first."""
+        return _dropped(of_dropped, ctx.drawn, ctx.limits, of_x), None, None
 
 
-def _dropped(x: Tensor, drawn: Tensor, limits: int | Tensor) -> Tensor:
-    x = x.contiguous()
+def _dropped(x: Tensor, drawn: Tensor, limits: int | Tensor, others: Tensor | None) -> Tensor:
+    """Drop elements of x (rows, features), and then add `others` of the same shape, if there are any."""
+    adds, each = others is not None, isinstance(limits, Tensor)
+    x, others = x.contiguous(), (x if others is None else others).contiguous()
     result, size = torch.empty_like(x), x.numel() // len(drawn)
     assert drawn[0].is_contiguous()
-    each = isinstance(limits, Tensor)
-    _drop[(triton.cdiv(size, PIECE), len(drawn))](x, drawn, limits, result, size, drawn.stride(0), each, PIECE)
+    grid = triton.cdiv(size, PIECE), len(drawn)
+    _drop[grid](x, drawn, limits, others, result, size, drawn.stride(0), each, adds, PIECE)
     return result
 
 

@@ -88,7 +88,7 @@ class Kernels(Protocol):
         """See `cpu.projection`."""
         ...
 
-    def drop(self, x: Tensor, drawn: Tensor, limits: int | Tensor) -> Tensor:
+    def drop(self, x: Tensor, drawn: Tensor, limits: int | Tensor) -> tuple[Tensor, Tensor]:
         """See `common.drop`."""
         ...
 
