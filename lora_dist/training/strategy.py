@@ -5,7 +5,7 @@ Processes and their groups are in `distributed/`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -36,6 +36,7 @@ class TrainingStrategy:
         adapter: FlatAdapter,
         *,
         weight_decay: float | Sequence[float],
+        schedules: Sequence[Hashable] = ((),),
         lora_plus_ratio: float = 1.0,
         micro_batch_size: int,
         max_grad_norm: float | None,
@@ -47,6 +48,8 @@ class TrainingStrategy:
             module: maps a batch and the factor of its loss to that loss and to sums (n,), as `loss.ReferenceLoss` does.
             adapter: the part of `module` that is trained.
             weight_decay: weight decay of AdamW, one or one for each adapter. Several adapters need a world of one rank.
+            schedules: what the learning rate of each adapter follows from. AdamW computes those with the same rate and
+                weight decay together, as one alone does not fill a GPU.
             lora_plus_ratio: see `TrainSettings`.
             micro_batch_size: examples per forward pass and rank.
             max_grad_norm: L2 norm that the gradient is clipped to; None does not clip.
@@ -61,9 +64,14 @@ class TrainingStrategy:
             _configure_deepspeed(world, size, micro_batch_size, max_grad_norm)
         decays = [weight_decay] if isinstance(weight_decay, float) else weight_decay
         values = adapter.values
-        # Adapters have learning rates of their own, so each is a group: a view of `values` that AdamW changes in place.
+        # Views of `values`, which AdamW changes in place, as adapters may have learning rates of their own.
         self._rows = [values] if adapter.count == 1 else [row.detach().requires_grad_() for row in values]
-        groups = [{"params": [row], "weight_decay": decay} for row, decay in zip(self._rows, decays, strict=True)]
+        alike: dict[Hashable, list[int]] = {}
+        for number, key in enumerate(zip(decays, schedules, strict=True)):
+            alike.setdefault(key, []).append(number)
+        self._groups = list(alike.values())
+        """Adapters of each of AdamW's groups."""
+        groups = [{"params": [self._rows[n] for n in own], "weight_decay": decays[own[0]]} for own in self._groups]
         self._module: Any = module.train()
         self._optimizer: Any = adamw(groups, adapter, lora_plus_ratio=lora_plus_ratio, rank=world.rank)
         self._wrapped = self._zero or world.size > 1
@@ -107,8 +115,8 @@ class TrainingStrategy:
     def step(self, learning_rate: float | Sequence[float]) -> None:
         """Make one AdamW step with the gradients accumulated since the last one, and one rate or one per adapter."""
         rates = [learning_rate] if isinstance(learning_rate, float) else learning_rate
-        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        for group, own in zip(self._optimizer.param_groups, self._groups, strict=True):
+            group["lr"] = rates[own[0]]
         if self._zero:
             self._module.step()
             return
@@ -164,9 +172,10 @@ class TrainingStrategy:
             for partition in self._optimizer.state.values():
                 partition["step"].fill_(float(steps))
             return
+        shape = self._rows[0].shape
         state = {
-            number: {"step": torch.tensor(float(steps)), **{key: own[key].view(row.shape) for key in MOMENTS}}
-            for number, (row, own) in enumerate(zip(self._rows, whole, strict=True))
+            place: {"step": torch.tensor(float(steps)), **{key: whole[number][key].view(shape) for key in MOMENTS}}
+            for place, number in enumerate(number for own in self._groups for number in own)
         }
         # Torch moves each tensor to the right device: the fused kernel needs the step count on the parameter's too.
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})

@@ -59,6 +59,7 @@ def wrap(
         module := CapturedLoss(loss),
         loss.adapter,
         weight_decay=[run.settings.train.weight_decay for run in runs],
+        schedules=[(run.settings.train.learning_rate, run.settings.train.warmup_steps) for run in runs],
         lora_plus_ratio=cfg.lora_plus_ratio,
         micro_batch_size=cfg.micro_batch_size(world.size),
         max_grad_norm=cfg.max_grad_norm,
