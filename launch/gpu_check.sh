@@ -33,7 +33,7 @@ inputs=(--model.name "$model" ${data:+--data.dir "$data"})
 # Lines of SHAPE:PRESET; the empty shape is the model's own.
 if python3 -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
   cases="small:baseline small:improved medium:baseline medium:improved"
-  train=(--updates 25 --together 8 --programs "ours, bf16" "ours, eager, bf16" "ours, 8 together" "PEFT and Trainer, bf16")
+  train=(--updates 12 --together 8 --programs "ours, bf16" "ours, eager, bf16" "ours, 8 together" "PEFT and Trainer, bf16")
   epochs=(--updates 300)
   limit=150
 else

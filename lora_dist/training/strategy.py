@@ -72,7 +72,8 @@ class TrainingStrategy:
         self._groups = list(alike.values())
         """Adapters of each of AdamW's groups."""
         groups = [{"params": [self._rows[n] for n in own], "weight_decay": decays[own[0]]} for own in self._groups]
-        self._module: Any = module.train()
+        self._unwrapped = module.train()
+        self._module: Any = module
         self._optimizer: Any = adamw(groups, adapter, lora_plus_ratio=lora_plus_ratio, rank=world.rank)
         self._wrapped = self._zero or world.size > 1
         if self._wrapped:
@@ -100,7 +101,8 @@ class TrainingStrategy:
         Returns:
             The module's sums: (adapters, 2).
         """
-        if not self._module.training:  # walking through all modules takes as long as a step on a GPU
+        # Not each time, as walking through all modules takes as long as a step on a GPU. DeepSpeed's own flag stays True.
+        if not self._unwrapped.training:
             self._module.train()
         if self._zero:
             self._module.set_gradient_accumulation_boundary(last)

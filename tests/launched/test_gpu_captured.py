@@ -6,10 +6,11 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 import torch
-from launching import assert_same_training, attempt, before_all_else, begin, complete_checkpoints, finish, launcher
+from launching import assert_same_training, before_all_else, begin, complete_checkpoints, finish, launcher
 from launching import train_arguments as short_training
 from small_corpus import write_small_corpus
 from torch import Tensor
@@ -136,13 +137,18 @@ def test_a_capture_that_fails_leaves_an_eager_training(
 # Under a launcher
 
 
-def launch(config: str, processes: int, arguments: list[str], out: Path, *others: str) -> str:
-    """Train over NCCL, with a GPU for each process, and return what is printed."""
+def launch(config: str, processes: int, arguments: list[str], out: Path, *others: str) -> list[Popen[str]]:
+    """Start a training over NCCL, with a GPU for each process."""
     gpus = ",".join(map(str, range(processes)))
     command = [*arguments, *others, "--out", str(out)]
-    done = attempt(*command, launcher=launcher(config, processes), CUDA_VISIBLE_DEVICES=gpus)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    return [begin(*command, launcher=launcher(config, processes), CUDA_VISIBLE_DEVICES=gpus)]
+
+
+def printed(launched: list[Popen[str]]) -> str:
+    """Wait for a training, and return what rank 0 prints."""
+    results = [finish(process) for process in launched]
+    assert not any(done.returncode for done in results), "".join(done.stderr for done in results)
+    return results[0].stderr
 
 
 @pytest.mark.parametrize("config", ["ddp.yaml", "zero1.yaml", "zero2.yaml"])
@@ -154,22 +160,24 @@ def test_captured_ranks_over_nccl_give_the_bits_of_eager_ones_also_when_resumed(
         pytest.skip(f"needs {processes} CUDA devices")
     eager, captured = tmp_path / "eager", tmp_path / "captured"
     settings = [*arguments, "--train.accumulation-steps", "2"]
-    launch(config, processes, settings, eager, *OFF)
-    assert re.search(r"captured \d+ CUDA graphs", launch(config, processes, settings, captured))
+    both = [launch(config, processes, settings, eager, *OFF), launch(config, processes, settings, captured)]
+    _, of_captured = map(printed, both)
+    assert re.search(r"captured \d+ CUDA graphs", of_captured)
     assert_same_bits(captured, eager)
     cut_short(RunDir(captured))
-    launch(config, processes, settings, captured, "--resume")
+    printed(launch(config, processes, settings, captured, "--resume"))
     assert_same_bits(captured, eager)
 
 
-def share(config: str, arguments: list[str], out: Path, *others: str) -> str:
-    """Train in two processes that share one GPU over gloo, as if on two machines; return what rank 0 prints."""
-    variables = {**before_all_else(out.parent, GLOO), "CUDA_VISIBLE_DEVICES": "0"}
+def share(config: str, arguments: list[str], out: Path, *others: str) -> list[Popen[str]]:
+    """Start a training in two processes that share one GPU over gloo, as if on two machines."""
+    (first := out.with_name(f"{out.name}-first")).mkdir()
+    variables = {**before_all_else(first, GLOO), "CUDA_VISIBLE_DEVICES": "0"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     machines = ("--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(port))
-    ranks = [
+    return [
         begin(
             *(*arguments, *others, "--out", out),
             launcher=(*launcher(config, 2), *machines, "--machine_rank", str(rank)),
@@ -177,10 +185,6 @@ def share(config: str, arguments: list[str], out: Path, *others: str) -> str:
         )
         for rank in range(2)
     ]
-    for done in (results := [finish(process) for process in ranks]):
-        assert done.returncode == 0, "".join(result.stderr for result in results)
-    assert json.loads((out / "config.json").read_text())["world"]["processes"] == 2
-    return results[0].stderr
 
 
 @pytest.mark.parametrize("config", ["ddp.yaml", "zero2.yaml"])
@@ -188,11 +192,12 @@ def test_two_captured_ranks_that_share_a_gpu_give_the_bits_of_eager_ones_and_tra
     config: str, arguments: list[str], tmp_path: Path
 ) -> None:
     eager, captured, alone, together = (tmp_path / name for name in ("eager", "captured", "alone", "together"))
-    share(config, arguments, eager, *OFF)
-    assert re.search(r"captured \d+ CUDA graphs", share(config, arguments, captured))
-    assert_same_bits(captured, eager)
     # Each rank draws its own dropout, so without it. Few steps, as rounding grows with each.
     few = [*arguments, "--train.max-steps", "6", "--model.dropout", "0", "--lora.dropout", "0"]
+    launched = [share(config, arguments, eager, *OFF), share(config, arguments, captured), share(config, few, together)]
     assert main([*few, "--out", str(alone)]) == 0
-    share(config, few, together)
+    _, of_captured, _ = map(printed, launched)
+    assert json.loads((captured / "config.json").read_text())["world"]["processes"] == 2
+    assert re.search(r"captured \d+ CUDA graphs", of_captured)
+    assert_same_bits(captured, eager)
     assert_same_training(together, alone)
