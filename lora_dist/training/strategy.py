@@ -101,7 +101,7 @@ class TrainingStrategy:
         Returns:
             The module's sums: (adapters, 2).
         """
-        # Not each time, as walking through all modules takes as long as a step on a GPU. DeepSpeed's own flag stays True.
+        # Not each time, as a walk through all modules takes as long as a step on a GPU. DeepSpeed's flag stays True.
         if not self._unwrapped.training:
             self._module.train()
         if self._zero:

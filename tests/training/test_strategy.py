@@ -1,13 +1,16 @@
-"""What travels between the ranks in a step: the gradients of the adapter, once."""
+"""What travels between the ranks in a step (the gradients of the adapter, once), and the module's mode in it."""
 
 import json
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from launching import ROOT, finish, start
+from torch import Tensor, nn
 
-pytestmark = pytest.mark.launched
+from lora_dist.distributed.world import world
+from lora_dist.training.strategy import TrainingStrategy
 
 PROGRAM = """
 import json, os, sys
@@ -50,6 +53,7 @@ with world("cpu") as here:
 """
 
 
+@pytest.mark.launched
 def test_under_ddp_a_step_sends_the_gradients_of_the_adapter_once_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
@@ -60,3 +64,42 @@ def test_under_ddp_a_step_sends_the_gradients_of_the_adapter_once_and_nothing_el
         gradients, layout = ["gloo:all_reduce", [[8 * 64 + 64 * 8]]], [["gloo:broadcast", [[n]]] for n in (2, 1)]
         # DDP agrees on the order of the parameters in the bucket, once, as the second step begins.
         assert sent == [[gradients], [*layout, gradients], [gradients]]
+
+
+class Module(nn.Module):
+    """A module whose loss is 1 in training mode, else 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.values = 1, nn.Parameter(torch.zeros(1))
+        self.eval()
+
+    def forward(self, *_: object) -> tuple[Tensor, Tensor]:
+        loss = self.values.sum() + float(self.training)
+        return loss, loss.detach().view(1)
+
+
+class Engine:
+    """As DeepSpeed's engine, whose own flag does not follow its module's."""
+
+    training = True
+
+    def __init__(self, module: Module) -> None:
+        self.module, self.train, self.eval = module, module.train, module.eval
+
+    def __call__(self, *arguments: object) -> tuple[Tensor, Tensor]:
+        return self.module(*arguments)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_steps_train_also_after_an_evaluation(wrapped: bool) -> None:
+    module = Module()
+    with world("cpu") as here:
+        common = {"weight_decay": 0.0, "micro_batch_size": 1, "max_grad_norm": None}
+        strategy = TrainingStrategy(here, module, module, **common)  # type: ignore[arg-type]
+        if wrapped:
+            strategy._module = Engine(module)
+        batch: object = None
+        for _ in range(2):
+            assert strategy.backward(batch, scale=1.0, last=True) == 1  # type: ignore[arg-type]
+            assert strategy.evaluate(batch) == 0  # type: ignore[arg-type]
