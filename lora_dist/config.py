@@ -74,9 +74,10 @@ class LoraSettings:
         _require(math.isfinite(self.alpha) and self.alpha > 0, "--lora.alpha", self.alpha, "must be > 0")
         _require(0 <= self.dropout < 1, "--lora.dropout", self.dropout, "must be 0 <= p < 1")
         _require(bool(self.targets), "--lora.targets", "empty", "name at least one layer, such as c_attn")
-        ok = len(self.parts) in (0, len(self.targets)) and not (self.dora and self.parts)
-        names = " ".join(self.targets)
-        _require(ok, "--lora.targets", names, "must be whole layers (as for DoRA) or parts of c_attn, not both")
+        names, parts = " ".join(self.targets), len(self.parts)
+        whole = "must be whole layers, such as c_attn"
+        _require(not (self.dora and parts), "--lora.targets", names, f"{whole}, with --lora.dora")
+        _require(parts in (0, len(self.targets)), "--lora.targets", names, f"{whole}, or only parts such as c_attn.q")
 
     @property
     def scaling(self) -> float:

@@ -1,8 +1,10 @@
 """Parse command-line arguments, with the settings of a preset or of a run as the defaults."""
 
+import io
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import fields, replace
 from itertools import pairwise
 from typing import TypeVar
@@ -10,6 +12,7 @@ from typing import TypeVar
 import tyro
 
 from lora_dist.cli.arguments import DecodeCommand, GenerateCommand, JsonCommand, MergeCommand
+from lora_dist.cli.refusal import refusal
 from lora_dist.config import Settings
 from lora_dist.distributed.logs import LogSettings, set_up_logging
 from lora_dist.errors import USER_ERROR, UserError
@@ -31,7 +34,8 @@ def parse(command: type[T], name: str, argv: Sequence[str], default: T | None = 
         default: values of arguments that are not given.
 
     Raises:
-        UserError: if an argument is empty, as from a shell variable that is not set, or --json cannot be written.
+        UserError: if an argument is unknown, has a wrong value or is empty, as from a shell variable that is not set,
+            or --json cannot be written.
     """
     for before, argument in pairwise([name, *argv]):
         if not argument.strip() or re.fullmatch(r"--[^=]+=\s*", argument):
@@ -40,7 +44,14 @@ def parse(command: type[T], name: str, argv: Sequence[str], default: T | None = 
             )
             raise UserError(f"{flag} is empty: give a value, or leave it out")
     given = {} if default is None else {"default": default}
-    parsed: T = tyro.cli(command, prog=f"lora-dist {name}", args=argv, **given)  # type: ignore[call-overload]
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            parsed: T = tyro.cli(command, prog=f"lora-dist {name}", args=argv, **given)  # type: ignore[call-overload]
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise refusal(stop, printed.getvalue(), name) from None
     set_up_logging(parsed.log_level)
     if isinstance(parsed, JsonCommand) and parsed.json is not None:
         require_writable_file(parsed.json, "--json")
