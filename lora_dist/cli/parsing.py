@@ -13,6 +13,7 @@ import tyro
 
 from lora_dist.cli.arguments import DecodeCommand, GenerateCommand, JsonCommand, MergeCommand
 from lora_dist.cli.refusal import refusal
+from lora_dist.cli.usage import usage
 from lora_dist.config import Settings
 from lora_dist.distributed.logs import LogSettings, set_up_logging
 from lora_dist.errors import USER_ERROR, UserError
@@ -64,17 +65,14 @@ def parse_with_preset(command: type[S], name: str, summary: str | None, argv: Se
     Args:
         command: dataclass of the arguments, with the sections of a preset.
         name: the command as typed, for the help.
-        summary: first line of the help.
+        summary: what it does, for the help.
         argv: the arguments after the name.
 
     Raises:
         UserError: if the first argument is no preset.
     """
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [f"  {preset:<9} {PRESETS[preset].summary}" for preset in PRESETS]
-        usage = f"usage: lora-dist {name} {{{','.join(PRESETS)}}} [settings]"
-        settings = f"Settings and their defaults: lora-dist {name} {next(iter(PRESETS))} --help"
-        print("\n".join([usage, "", (summary or "").strip(), "", *lines, "", settings]))
+        print(usage(name, (summary or "").strip()))
         sys.exit(0 if argv else USER_ERROR)
     if argv[0] not in PRESETS:
         raise UserError(f"{argv[0]} is not a preset: give one of {', '.join(PRESETS)}, as in lora-dist {name} improved")
