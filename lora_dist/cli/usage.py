@@ -7,8 +7,8 @@ _RUN = {
     "--resume": "resume it from its newest complete checkpoint, or start it if there is none",
 }
 _SWEEP = {
-    "--seeds N ...": "one run for each (42 43 44), times each value of",
-    "--learning-rates X ...": "and of --alphas, --dropouts, --inits, --warmup-steps, --weight-decays, --label-smoothings",
+    "--seeds N ...": "one run for each (42 43 44), times each of these, and",
+    "--learning-rates X ...": "of --alphas, --dropouts, --inits, --warmup-steps, --weight-decays, --label-smoothings",
     "--out DIR": "folder of the runs and their report (runs/sweep); given again, complete runs are skipped",
 }
 _PLAN = {
