@@ -13,7 +13,9 @@ from small_training import small_training
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from lora_dist.cli.main import main
+from lora_dist.config import DataSettings
 from lora_dist.config_io import read_settings
+from lora_dist.data.e2e import load_split, write_csv
 from lora_dist.errors import UserError
 from lora_dist.run_dir import RunDir
 from lora_dist.training import profiler
@@ -93,6 +95,27 @@ def test_resuming_with_other_settings_is_refused_with_the_difference(
     assert main([*arguments, "--lora.rank", "8", "--resume", "--out", str(finished.root)]) == 2
     assert "--lora.rank was 16, is 8" in capsys.readouterr().err
     assert weights(finished) == before
+
+
+def test_the_dev_loss_of_the_first_examples_is_that_of_a_dev_set_which_has_no_others(
+    arguments: list[str], finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited, cut, corpus = RunDir(tmp_path / "limited"), RunDir(tmp_path / "cut"), tmp_path / "corpus"
+    assert main([*arguments, "--data.limit-dev", "5", "--out", str(limited.root)]) == 0
+    whole = DataSettings(dir=Path(arguments[arguments.index("--data.dir") + 1]))
+    shutil.copytree(whole.dir or "", corpus)
+    write_csv(corpus / "devset.csv", load_split(whole, "dev")[:5])
+    assert main([*arguments, "--data.dir", str(corpus), "--out", str(cut.root)]) == 0
+
+    def losses(run: RunDir) -> list[tuple[float, float]]:
+        return [(row["dev_loss"], row["dev_nll"]) for row in rows(run) if "dev_loss" in row]
+
+    assert losses(limited) == losses(cut)
+    assert len(losses(limited)) == len(losses(finished)) == 2
+    assert losses(limited) != losses(finished)
+    assert weights(limited) == weights(finished)
+    assert main([*arguments, "--data.limit-dev", "6", "--resume", "--out", str(limited.root)]) == 2
+    assert "other settings: --data.limit-dev was 5, is 6" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changed", [(), ("--train.seed", "7", "--lora.rank", "8")])
