@@ -12,7 +12,7 @@ from transformers import GPT2Config
 
 from lora_dist.config import ModelSettings, Settings, TrainSettings
 from lora_dist.data.contents import training_contents, training_shapes
-from lora_dist.data.e2e import load_split
+from lora_dist.data.e2e import Example, load_split
 from lora_dist.data.sampler import dev_batches
 from lora_dist.data.shapes import BatchShape, Contents, RoundedShapes
 from lora_dist.data.token_cache import tokenize_cached
@@ -106,6 +106,18 @@ def read_corpus(
             largest_dev=_largest_dev(dev, data.limit_dev, kernels),
             missing=(),
         )
+    return _published(settings, processes, tokenizer, texts, kernels)
+
+
+def _published(
+    settings: Settings,
+    processes: int,
+    tokenizer: Any,
+    texts: tuple[list[Example], list[Example]] | None,
+    kernels: Kernels,
+) -> Corpus:
+    """Return the sizes of the published corpus, or as many of its examples as `texts` has, and what is missing."""
+    data, cfg = settings.data, settings.train
     missing = [] if texts is not None else ["the corpus cannot be read from the hub: name its folder, --data.dir"]
     if tokenizer is None:
         name = settings.model.name
