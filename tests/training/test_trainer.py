@@ -80,6 +80,23 @@ def test_a_resumed_run_ends_in_the_same_bits_and_log(
     ]
 
 
+def test_a_log_file_gets_lines_with_losses_and_rates_instead_of_a_progress_bar(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_dist.distributed.logs.LINE_SECONDS", 0.0)
+    run = RunDir(tmp_path / "run")
+    assert main([*arguments, "--out", str(run.root)]) == 0
+    text = capsys.readouterr().err
+    assert "\r" not in text
+    assert "%|" not in text
+    for row in rows(run):
+        if "loss" in row:
+            values = f"loss {row['loss']:.4f}, lr {row['lr']:.1e}, {row['examples_per_second']:.1f} examples/s"
+            assert f"\nstep {row['step']} of 6: {values}, 00:0" in text
+        else:
+            assert f"\ndev loss {row['dev_loss']:.4f}, perplexity {row['dev_perplexity']:.3f} after" in text
+
+
 def test_checkpoints_hold_only_trainable_parameters_and_optimizer_state(finished: RunDir) -> None:
     assert complete_checkpoints(finished) == [2, 4, 6]
     trainable = sum(tensor.numel() for tensor in load_file(finished.adapter / "adapter_model.safetensors").values())
