@@ -74,9 +74,9 @@ class LoraSettings:
         _require(math.isfinite(self.alpha) and self.alpha > 0, "--lora.alpha", self.alpha, "must be > 0")
         _require(0 <= self.dropout < 1, "--lora.dropout", self.dropout, "must be 0 <= p < 1")
         _require(bool(self.targets), "--lora.targets", "empty", "name at least one layer, such as c_attn")
-        ok = len(self.parts) in (0, len(self.targets)) and not (self.dora and self.parts)
-        names = " ".join(self.targets)
-        _require(ok, "--lora.targets", names, "must be whole layers (as for DoRA) or parts of c_attn, not both")
+        names, parts, whole = " ".join(self.targets), len(self.parts), "must be whole layers, such as c_attn"
+        _require(not (self.dora and parts), "--lora.targets", names, f"{whole}, with --lora.dora")
+        _require(parts in (0, len(self.targets)), "--lora.targets", names, f"{whole}, or only parts such as c_attn.q")
 
     @property
     def scaling(self) -> float:
@@ -99,11 +99,13 @@ class DataSettings:
     """e2e: those files, of E2E or of data in its format. cleaned: the cleaned corpus (Dusek et al. 2019), its files."""
     limit_train: int | None = None
     """Train on the first N examples only; None uses all of them."""
+    limit_dev: int | None = None
+    """Compute the dev loss on the first N examples only; None uses all. --train.score-dev decodes the whole dev set."""
     linearization: Linearization = "csv"
     """MRs in prompts. csv: name[The Eagle], eatType[pub]. authors: the LoRA authors' name : The Eagle | Type : pub."""
 
     def __post_init__(self) -> None:
-        _require_at_least_1("data", self, "limit_train")
+        _require_at_least_1("data", self, "limit_train", "limit_dev")
 
 
 @dataclass(frozen=True, kw_only=True)

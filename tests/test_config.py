@@ -26,6 +26,7 @@ REFUSED: list[tuple[Callable[[], object], str, str]] = [
     (lambda: LoraSettings(targets=("c_attn.q", "c_fc")), "--lora.targets", "c_attn.q c_fc"),
     (lambda: LoraSettings(targets=("c_attn.q",), dora=True), "--lora.targets", "c_attn.q"),
     (lambda: DataSettings(limit_train=0), "--data.limit-train", "0"),
+    (lambda: DataSettings(limit_dev=-1), "--data.limit-dev", "-1"),
     (lambda: TrainSettings(epochs=0), "--train.epochs", "0"),
     (lambda: TrainSettings(max_steps=0), "--train.max-steps", "0"),
     (lambda: TrainSettings(global_batch_size=0), "--train.global-batch-size", "0"),

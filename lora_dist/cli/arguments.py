@@ -99,7 +99,7 @@ class PlanCommand(JsonCommand, Settings):
 class DecodeCommand(LaunchedCommand):
     """Write one sentence for each meaning representation of the test set to RUN/decode."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a run with an adapter; with --out also the folder of an adapter, such as PEFT writes."""
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -112,7 +112,7 @@ class DecodeCommand(LaunchedCommand):
 class GenerateCommand(LogSettings):
     """Print a sentence for each meaning representation, or with --decode.num-return N the best N with their scores."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a run with an adapter."""
     mrs: Positional[tuple[str, ...]]
     """Meaning representations, such as "name[The Eagle], food[French]"."""
@@ -126,9 +126,9 @@ class GenerateCommand(LogSettings):
 class MergeCommand(LogSettings):
     """Write the base model with the adapter merged into its weights: a plain GPT-2 that transformers loads."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a run with an adapter."""
-    out: Positional[Path]
+    out: Annotated[Positional[Path], tyro.conf.arg(metavar="OUT")]
     """Output folder; it must be empty or not exist."""
     model: ModelSettings = field(default_factory=ModelSettings)
 

@@ -1,8 +1,10 @@
 """Parse command-line arguments, with the settings of a preset or of a run as the defaults."""
 
+import io
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import fields, replace
 from itertools import pairwise
 from typing import TypeVar
@@ -10,6 +12,8 @@ from typing import TypeVar
 import tyro
 
 from lora_dist.cli.arguments import DecodeCommand, GenerateCommand, JsonCommand, MergeCommand
+from lora_dist.cli.refusal import refusal
+from lora_dist.cli.usage import usage
 from lora_dist.config import Settings
 from lora_dist.distributed.logs import LogSettings, set_up_logging
 from lora_dist.errors import USER_ERROR, UserError
@@ -31,7 +35,8 @@ def parse(command: type[T], name: str, argv: Sequence[str], default: T | None = 
         default: values of arguments that are not given.
 
     Raises:
-        UserError: if an argument is empty, as from a shell variable that is not set, or --json cannot be written.
+        UserError: if an argument is unknown, has a wrong value or is empty, as from a shell variable that is not set,
+            or --json cannot be written.
     """
     for before, argument in pairwise([name, *argv]):
         if not argument.strip() or re.fullmatch(r"--[^=]+=\s*", argument):
@@ -40,7 +45,14 @@ def parse(command: type[T], name: str, argv: Sequence[str], default: T | None = 
             )
             raise UserError(f"{flag} is empty: give a value, or leave it out")
     given = {} if default is None else {"default": default}
-    parsed: T = tyro.cli(command, prog=f"lora-dist {name}", args=argv, **given)  # type: ignore[call-overload]
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            parsed: T = tyro.cli(command, prog=f"lora-dist {name}", args=argv, **given)  # type: ignore[call-overload]
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise refusal(stop, printed.getvalue(), name) from None
     set_up_logging(parsed.log_level)
     if isinstance(parsed, JsonCommand) and parsed.json is not None:
         require_writable_file(parsed.json, "--json")
@@ -53,17 +65,14 @@ def parse_with_preset(command: type[S], name: str, summary: str | None, argv: Se
     Args:
         command: dataclass of the arguments, with the sections of a preset.
         name: the command as typed, for the help.
-        summary: first line of the help.
+        summary: what it does, for the help.
         argv: the arguments after the name.
 
     Raises:
         UserError: if the first argument is no preset.
     """
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [f"  {preset:<9} {PRESETS[preset].summary}" for preset in PRESETS]
-        usage = f"usage: lora-dist {name} {{{','.join(PRESETS)}}} [settings]"
-        settings = f"Settings and their defaults: lora-dist {name} {next(iter(PRESETS))} --help"
-        print("\n".join([usage, "", (summary or "").strip(), "", *lines, "", settings]))
+        print(usage(name, (summary or "").strip()))
         sys.exit(0 if argv else USER_ERROR)
     if argv[0] not in PRESETS:
         raise UserError(f"{argv[0]} is not a preset: give one of {', '.join(PRESETS)}, as in lora-dist {name} improved")

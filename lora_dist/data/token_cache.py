@@ -29,12 +29,13 @@ class TokenizedCorpus:
 
     train: TokenizedExamples
     dev: TokenizedExamples
+    """The examples of the dev loss."""
     fingerprints: dict[str, str]
-    """SHA-256 of each split's text."""
+    """SHA-256 of each split's text, of the whole dev set even where its loss is that of a part."""
 
 
 def load_corpus(settings: DataSettings, tokenizer: Any, max_length: int) -> TokenizedCorpus:
-    """Load training and dev set as tokens.
+    """Load training and dev set as tokens, of the dev set only what its loss is computed on.
 
     Raises:
         UserError: if the corpus cannot be read, or an example is longer than the `max_length` positions of the model.
@@ -42,7 +43,7 @@ def load_corpus(settings: DataSettings, tokenizer: Any, max_length: int) -> Toke
     train, dev = load_split(settings, "train"), load_split(settings, "dev")
     return TokenizedCorpus(
         train=tokenize_cached(tokenizer, train, max_length, settings.linearization),
-        dev=tokenize_cached(tokenizer, dev, max_length, settings.linearization),
+        dev=tokenize_cached(tokenizer, dev[: settings.limit_dev], max_length, settings.linearization),
         fingerprints={"train": fingerprint(train), "dev": fingerprint(dev)},
     )
 

@@ -3,10 +3,16 @@
 import logging
 import os
 import sys
+import time
 from dataclasses import dataclass
 from typing import Literal
 
 from tqdm import tqdm
+
+LINE_SECONDS = 60.0
+"""Least time between two lines of progress."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +33,19 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
+
+
+class ProgressLines:
+    """Logs how far the process is, once in a while, where stderr is a file and a progress bar would fill it."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, text: str, patience: int = 1) -> None:
+        """Log `text` if stderr is no terminal and the last line is at least `patience` x `LINE_SECONDS` ago."""
+        if time.monotonic() - self._last >= patience * LINE_SECONDS and not sys.stderr.isatty():
+            self._last = time.monotonic()
+            log.info(text)
 
 
 def set_up_logging(level: str = "info") -> None:

@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 
 from lora_dist.distributed.launcher import LOG_PREFIX
+from lora_dist.distributed.logs import ProgressLines
 from lora_dist.errors import HUNG
 
 HANG_TIMEOUT = 1800.0
@@ -33,6 +34,8 @@ class Watchdog:
         """
         self._name, self._seconds = name, seconds
         self._place = "the start"
+        self.lines = ProgressLines()
+        """For what says more than the place, which is logged only if nothing has been for twice as long."""
         self._idle = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -40,6 +43,7 @@ class Watchdog:
     def progress(self, place: str) -> None:
         """Report that the process has reached `place`, such as `step 7 of 100`."""
         self._place, self._idle = place, 0.0
+        self.lines(place, patience=2)
 
     def __enter__(self) -> "Watchdog":
         if self._seconds > 0:

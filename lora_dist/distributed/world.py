@@ -5,6 +5,7 @@ the precision. Communication between the ranks is in `collectives.py`.
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -68,8 +69,8 @@ class World:
 
     @property
     def shows_progress(self) -> bool:
-        """Whether this process shows progress bars, of which several would overwrite each other."""
-        return int(self.accelerator.process_index) == 0
+        """Whether this process shows progress bars: one of them on a terminal, as several would overwrite it."""
+        return int(self.accelerator.process_index) == 0 and sys.stderr.isatty()
 
     def solo(self) -> "World":
         """Return a world of this process alone, on its device, for work that needs no other rank.

@@ -36,6 +36,9 @@ class Schedule:
     learning_rates: list[tuple[int, float]]
     """Some steps (from 1) and their learning rates."""
     dev_evaluations: int
+    """Computations of the dev loss."""
+    dev_steps: int
+    """Training steps in whose time they are made, about: a dev example takes a third, as it has a forward pass only."""
     checkpoints: int
     """Checkpoints written in the whole training."""
     checkpoints_kept: int
@@ -111,7 +114,7 @@ def make_plan(
         frozen=work.frozen,
         trainable=work.trainable,
         corpus=corpus,
-        schedule=_schedule(cfg, corpus.examples, work.trainable // together, config.n_embd),
+        schedule=_schedule(cfg, corpus, work.trainable // together, config.n_embd),
         memory={key: memory(each, work, captured=_captured(cfg, each, kind)) for key, each in strategies.items()},
         available=available or memory_here(kind, processes),
         sent={key: bytes_sent(strategy, work, cfg.accumulation_steps) for key, strategy in strategies.items()},
@@ -203,17 +206,18 @@ def check_memory(plan: Plan) -> None:
         )
 
 
-def _schedule(cfg: TrainSettings, examples: int, trainable: int, width: int) -> Schedule:
-    total, per_epoch = cfg.total_steps(examples), cfg.steps_per_epoch(examples)
+def _schedule(cfg: TrainSettings, corpus: Corpus, trainable: int, width: int) -> Schedule:
+    total, per_epoch = cfg.total_steps(corpus.examples), cfg.steps_per_epoch(corpus.examples)
     warmup = min(cfg.warmup_steps, total)
     some = sorted({1, min(warmup + 1, total), *(-(-total * quarter // 4) for quarter in (1, 2, 3, 4))})
-    checkpoints = -(-total // cfg.checkpoint_steps)
+    checkpoints, dev_evaluations = -(-total // cfg.checkpoint_steps), -(-total // per_epoch)
     return Schedule(
         steps_per_epoch=per_epoch,
         steps=total,
         warmup=warmup,
         learning_rates=[(step, cfg.learning_rate_at(step - 1, total)) for step in some],
-        dev_evaluations=-(-total // per_epoch),
+        dev_evaluations=dev_evaluations,
+        dev_steps=round(dev_evaluations * corpus.dev_examples / 3 / cfg.global_batch_size),
         checkpoints=checkpoints,
         checkpoints_kept=min(cfg.keep_checkpoints, checkpoints),
         checkpoint_bytes=12 * trainable + 4 * width,  # adapter, two moments, the reference token's row, all in fp32
@@ -227,8 +231,8 @@ def _notes(cfg: TrainSettings, corpus: Corpus, kind: Kind) -> list[str]:
             f"the warm-up takes {cfg.warmup_steps:,} steps and the training {total:,}: the learning rate never "
             f"reaches {cfg.learning_rate:g}; lower --train.warmup-steps"
         )
-    if not corpus.counted:
-        found.append("the corpus or the tokenizer is unavailable here: lengths are those of E2E as published")
+    if corpus.missing:
+        found += [*corpus.missing, "until then lengths are those of E2E as published"]
     if cfg.refs_per_mr > 1 or cfg.gradient_checkpointing:
         found.append("activations are an upper bound: without --train.refs-per-mr and --train.gradient-checkpointing")
     if cfg.score_dev == "epoch":

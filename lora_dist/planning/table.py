@@ -46,7 +46,8 @@ def plan_table(plan: Plan) -> str:
         f"{schedule.warmup:,} warm-up ({schedule.warmup / schedule.steps:.1%})",
         f"at step          {''.join(f'{step:>12,}' for step, _ in schedule.learning_rates)}",
         f"learning rate    {''.join(f'{rate:>12.2g}' for _, rate in schedule.learning_rates)}",
-        f"dev evaluations  {schedule.dev_evaluations}",
+        f"dev evaluations  {schedule.dev_evaluations}, each on {plan.corpus.dev_examples:,} examples "
+        f"(--data.limit-dev); together about the time of {schedule.dev_steps:,} steps",
         f"checkpoints      {schedule.checkpoints}, of which the newest {schedule.checkpoints_kept} are kept, "
         f"{_mib(schedule.checkpoint_bytes)} MiB each",
     ]

@@ -84,7 +84,7 @@ def _option_label(option: str, value: Any) -> str:
 def _score_options(result: Result) -> dict[str, Any]:
     """Return the options and the worlds of the training that affect the scores, except base model, adapter and seed."""
     options = as_options(result.settings, "model", "data", "train", "decode")
-    excluded = WITHOUT_EFFECT | {"--train.seed", "--decode.batch-tokens", "--decode.num-return"}
+    excluded = WITHOUT_EFFECT | {"--train.seed", "--data.limit-dev", "--decode.batch-tokens", "--decode.num-return"}
     worlds = result.worlds
     names = ("precision", "strategy", "processes")
     world_options = {name: list(dict.fromkeys(world[name] for world in worlds)) for name in names}

@@ -1,6 +1,7 @@
 """Write the report: the paper's tables with runs next to its rows, as Markdown and as one HTML page."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lora_dist.data.corpora import E2E
 from lora_dist.errors import UserError
@@ -48,6 +49,7 @@ def write_report(runs: Sequence[RunDir], target: RunDir, published: Choice = "al
         published = "none"
     groups = configurations(one_per_adapter(results))
     scores = score_table(groups, published)
+    scores = replace(scores, notes=(*scores.notes, *_why_no_slot_errors(results)))
     improvements = improvement_table(groups, published)
     decodings, epochs = decoding_table(results), epoch_table(results)
     tables = [
@@ -82,6 +84,12 @@ def _corpus(results: Sequence[Result]) -> str:
                 "compare: write a report for each"
             )
     return first.corpus
+
+
+def _why_no_slot_errors(results: Sequence[Result]) -> list[str]:
+    """Return the note for the dashes of the runs whose slot errors cannot be counted, of which one reason is enough."""
+    reasons = [result.scores.get("slot_error_rate", {}).get("reason") for result in results]
+    return [f"No slot error rate: {reason}" for reason in reasons if reason][:1]
 
 
 def check_report_folder(target: RunDir, *, begun: bool = False) -> None:

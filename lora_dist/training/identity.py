@@ -13,11 +13,12 @@ SAME_SENTENCES = frozenset(("--decode.batch-tokens", "--decode.limit", "--decode
 
 
 def identity(settings: Settings, base: BaseIdentity, data: TokenizedCorpus) -> dict[str, Any]:
-    """Return everything that determines the adapter; it must be the same when a run resumes."""
+    """Return everything that determines adapter and dev losses; it must be the same when a run resumes."""
     options = as_options(settings, "model", "lora", "train")
     found = {
         "base model": base.fingerprint,
         "--data.linearization": settings.data.linearization,
+        "--data.limit-dev": settings.data.limit_dev,  # or the losses of one log would be those of different examples
         "training data": data.fingerprints["train"],
         **{option: value for option, value in options.items() if option not in WITHOUT_EFFECT},
     }

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -74,8 +73,9 @@ class MetricsLog:
             unit="step",
             disable=not self._shows_bar,
             dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 15,
+            mininterval=0.5,
         )
+        self._start = time.monotonic()
         self._start_interval()
         return self
 
@@ -125,6 +125,11 @@ class MetricsLog:
         seconds = time.perf_counter() - self._interval_start
         examples_per_second = examples / seconds
         self._bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.1e}", ex_per_s=f"{examples_per_second:.1f}")
+        left = tqdm.format_interval((time.monotonic() - self._start) * (self._total - step) / (step - self._done))
+        self._world.watchdog.lines(
+            f"{self._name}step {step:,} of {self._total:,}: loss {loss:.4f}, lr {learning_rate:.1e}, "
+            f"{examples_per_second:.1f} examples/s, {left} left"
+        )
         self._write_row(
             {
                 "step": step,
@@ -160,17 +165,16 @@ class MetricsLog:
             scores: of the decoded dev set by metric, such as BLEU; empty if it was not decoded.
         """
         dev_loss, dev_nll = losses
-        if self._world.shows_progress:
-            bleu = f", dev BLEU {scores['BLEU']:.4f}" if scores else ""
-            text = f"{self._name}dev loss {dev_loss:.4f}, perplexity {math.exp(dev_nll):.3f}{bleu} after {step} steps"
-            self._bar.write(text, sys.stderr)
+        bleu = f", dev BLEU {scores['BLEU']:.4f}" if scores else ""
+        perplexity = math.exp(dev_nll)
+        log.info(f"{self._name}dev loss {dev_loss:.4f}, perplexity {perplexity:.3f}{bleu} after {step} steps")
         self._write_row(
             {
                 "step": step,
                 "epoch": round(epoch, 6),
                 "dev_loss": dev_loss,
                 "dev_nll": dev_nll,
-                "dev_perplexity": math.exp(dev_nll),
+                "dev_perplexity": perplexity,
                 **{f"{DEV}{name}": value for name, value in scores.items()},
             }
         )

@@ -31,9 +31,7 @@ def examine() -> int:
     findings.append(("deepspeed", *_deepspeed()))
     if torch.cuda.is_available():
         findings += [("links", describe_links(), True), ("nccl", nccl_version(), True)]
-    findings.append(("2 processes", *_all_reduce()))
-    if torch.cuda.is_available():
-        findings.append(("start with", start_command(), True))
+    findings += [("2 processes", *_all_reduce()), ("start with", start_command(), True)]
     for name, text, works in findings:
         print(f"{'ok ' if works else 'NO '} {name:<12} {text}")
     return 0 if all(works for _, _, works in findings) else 1

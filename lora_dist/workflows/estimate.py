@@ -44,7 +44,8 @@ class Speed:
             steps = settings.train.total_steps(self.examples["train"])
             epochs = -(-steps // settings.train.steps_per_epoch(self.examples["train"]))
             # A dev example takes only a forward pass, about a third of the work.
-            examples = steps * settings.train.global_batch_size + epochs * self.examples["dev"] / 3
+            dev = min(settings.data.limit_dev or self.examples["dev"], self.examples["dev"])
+            examples = steps * settings.train.global_batch_size + epochs * dev / 3
             total += examples / self.examples_per_second
             if settings.train.score_dev == "epoch":
                 total += epochs * self.examples["dev MRs"] * self.seconds_per_sentence

@@ -8,6 +8,9 @@ import torch
 
 from lora_dist.distributed.device import has_bf16
 
+SHORT_RUN = "--train.max-steps 100 --train.warmup-steps 10 --data.limit-dev 100 --decode.limit 20"
+"""A run of E2E that CPU cores make in minutes."""
+
 Links = Mapping[tuple[int, int], str]
 """Kind of connection by pair of GPUs in nvidia-smi's numbers, such as NV18 or PHB."""
 
@@ -70,8 +73,10 @@ def nccl_version() -> str:
 
 
 def start_command() -> str:
-    """Return the command that trains on all GPUs of this machine."""
+    """Return the command that trains on all GPUs; without one, commands that take minutes on CPU cores."""
     count = torch.cuda.device_count()
+    if count == 0:
+        return f"lora-dist demo, then lora-dist run baseline {SHORT_RUN} --out runs/trial"
     if count == 1:
         return "lora-dist run baseline --out runs/small"
     launcher = f"accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes {count}"

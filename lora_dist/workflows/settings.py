@@ -8,11 +8,20 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from lora_dist.config import DataSettings, DecodeSettings, Init, Settings, TrainSettings
+from lora_dist.config import DataSettings, DecodeSettings, Init, Settings, TrainSettings, flag
 from lora_dist.distributed.launcher import STRATEGIES
 from lora_dist.distributed.logs import LogSettings
 from lora_dist.errors import UserError
 from lora_dist.presets import PRESETS
+
+
+def _check_values(name: str, section: str, key: str, values: tuple[Any, ...]) -> None:
+    """Check each value as that of the setting that it is for, but name the flag that was typed."""
+    for value in values:
+        try:
+            replace(getattr(Settings(), section), **{key: value})
+        except UserError as error:
+            raise UserError(str(error).replace(flag(section, key), f"--{name}", 1)) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +58,10 @@ class ReproduceCommand(LogSettings):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise UserError(f"--{name} is {' '.join(map(str, values)) or 'empty'}: name each once")
-        for flag, names, known in (("presets", self.presets, PRESETS), ("strategy", (self.strategy,), STRATEGIES)):
+        for option, names, known in (("presets", self.presets, PRESETS), ("strategy", (self.strategy,), STRATEGIES)):
             if unknown := [name for name in names if name not in known]:
-                raise UserError(f"--{flag} is {unknown[0]}: choose from {', '.join(known)}")
+                raise UserError(f"--{option} is {unknown[0]}: choose from {', '.join(known)}")
+        _check_values("seeds", "train", "seed", self.seeds)
         if self.train.seed != TrainSettings().seed:
             raise UserError(f"--train.seed is {self.train.seed}: give --seeds, one for each run")
         for name in ("processes", "together"):
@@ -96,9 +106,10 @@ class SweepSettings:
     def __post_init__(self) -> None:
         if not self.seeds:
             raise UserError("--seeds is empty: name at least one")
-        for name, (_, _, values) in self._factors().items():
+        for name, (section, key, values) in self._factors().items():
             if len(set(values)) < len(values):
                 raise UserError(f"--{name} is {' '.join(map(str, values))}: name each once")
+            _check_values(name, section, key, values)
         if self.together is not None and self.together < 1:
             raise UserError(f"--together is {self.together}: must be >= 1")
 

@@ -74,7 +74,9 @@ def verify(
         runs = [RunDir(folder / str(number)) for number in range(len(cases))]
         with ThreadPoolExecutor(1 if torch.cuda.is_available() and not devices else CONCURRENT_CASES) as pool:
             failures = pool.map(lambda case, run: train_and_decode(case, settings, run, devices), cases, runs)
-            finished = tqdm(zip(cases, runs, failures, strict=True), "verify", len(cases), unit="run", leave=False)
+            finished = tqdm(
+                zip(cases, runs, failures, strict=True), "verify", len(cases), unit="run", leave=False, disable=None
+            )
             verdicts = [_verdict(case, failure, run, references[case.precision]) for case, run, failure in finished]
     good = all(verdicts)
     tolerances = ", ".join(f"{TOLERANCE[precision]:g} in {precision}" for precision in references)

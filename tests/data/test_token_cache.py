@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,10 @@ def test_the_corpus_is_the_tokens_of_train_and_dev_with_their_fingerprints(token
     assert same(found.train, tokenize(tokenizer, train, 512))
     assert same(found.dev, tokenize(tokenizer, dev, 512))
     assert found.fingerprints == {"train": fingerprint(train), "dev": fingerprint(dev)}
+    few = replace(settings, limit_dev=4)  # of the tokens for the loss, not of what is decoded or fingerprinted
+    assert same(load_corpus(few, tokenizer, 512).dev, tokenize(tokenizer, dev[:4], 512))
+    assert load_corpus(few, tokenizer, 512).fingerprints == found.fingerprints
+    assert load_split(few, "dev") == dev
 
 
 def test_an_example_that_is_too_long_is_refused_and_nothing_is_stored(tokenizer: Any, cache: Path) -> None:

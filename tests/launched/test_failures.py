@@ -287,7 +287,7 @@ def test_a_hanging_rank_ends_all_ranks_and_each_reports_where_it_is(
     for rank in (0, 1):
         assert f"rank {rank} of 2 has made no progress for 10 s" in failed.stderr
     assert failed.stderr.count("It was at step 4 of 42") == 2
-    assert "in sabotaged" in failed.stderr  # the stack of the rank that hangs
+    assert "sabotaged" in failed.stderr  # the stack of the rank that hangs; both ranks write theirs word by word
     assert complete_checkpoints(run) == [2]
 
 

@@ -25,11 +25,13 @@ def test_the_documented_corpus_is_trained_decoded_scored_and_reported_as_not_e2e
     assert call_here("run", "improved", "--data.dir", hotels, "--out", run, *options) == 0
     printed = capsys.readouterr().out
     assert "  test set: own data, not comparable with scores on E2E" in printed
-    assert "no slot error rate: " in printed
+    reason = json.loads((run / "scores.json").read_text())["slot_error_rate"]["reason"]
+    assert f"no slot error rate: {reason}" in printed
     signature = json.loads((run / "decode" / "signature.json").read_text())
     assert (signature["corpus"], signature["official_test_set"]) == ("own data", False)
     report = (run / "report.md").read_text()
     assert "the test set is own data, not E2E's, so published scores are left out" in report
+    assert f"- No slot error rate: {reason}\n" in report.split("## Table 1")[0]
     assert "paper |" not in report.split("## Table 1")[0]
     card = (run / "adapter" / "README.md").read_text()
     assert "for own data" in card

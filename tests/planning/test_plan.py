@@ -188,11 +188,7 @@ def test_what_cannot_work_is_refused(
     settings: list[object], message: str, tiny_gpt2: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = ["plan", "baseline", "--model.name", tiny_gpt2, "--data.dir", corpus, "--device", "cpu"]
-    try:
-        code: object = main([str(argument) for argument in (*start, *settings)])
-    except SystemExit as stop:  # how tyro ends
-        code = stop.code
-    assert code == 2
+    assert main([str(argument) for argument in (*start, *settings)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -217,7 +213,10 @@ def test_where_corpus_and_model_are_unavailable_the_published_ones_are_planned_w
         26_290,
     )
     text = capsys.readouterr().out
+    assert "note: the corpus cannot be read from the hub: name its folder, --data.dir\n" in text
+    assert "note: the tokenizer of gpt2-medium cannot be read from the hub: name a folder, --model.name\n" in text
     assert "lengths are those of E2E as published" in text
+    assert "5, each on 4,672 examples (--data.limit-dev); together about the time of 973 steps" in text
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -232,6 +231,19 @@ def test_the_published_corpus_has_the_sizes_of_the_real_one(shared: Path, tmp_pa
     assert guessed["schedule"] == {**real["schedule"], "checkpoint_bytes": guessed["schedule"]["checkpoint_bytes"]}
     assert guessed["corpus"]["largest"]["tokens"] == pytest.approx(real["corpus"]["largest"]["tokens"], rel=0.1)
     assert guessed["corpus"]["tokens"] == pytest.approx(real["corpus"]["tokens"], rel=0.1)
+
+
+def test_only_what_is_unavailable_is_named_and_the_dev_loss_is_that_of_the_first_examples(
+    tiny_gpt2: Path, corpus: Path, tmp_path: Path
+) -> None:
+    half = make_plan("baseline", "--data.dir", corpus, "--train.warmup-steps", 2, file=tmp_path / "plan.json")
+    assert [note.split(" cannot")[0] for note in half["notes"][:-1]] == ["the tokenizer of gpt2"]
+    settings = ["--data.dir", corpus, "--model.name", tiny_gpt2, "--train.epochs", 8]
+    whole = make_plan("baseline", *settings, file=tmp_path / "plan.json")
+    few = make_plan("baseline", *settings, "--data.limit-dev", 3, file=tmp_path / "plan.json")
+    assert whole["corpus"]["dev_examples"] == half["corpus"]["dev_examples"] > few["corpus"]["dev_examples"] == 3
+    assert few["schedule"]["dev_steps"] == 1 < whole["schedule"]["dev_steps"]  # 8 x 3 examples, a third of a step of 8
+    assert few["corpus"]["largest_dev"]["rows"] == 3
 
 
 def test_a_warm_up_that_never_ends_is_noted(

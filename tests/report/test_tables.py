@@ -87,6 +87,12 @@ def test_configurations_of_the_same_base_model_are_compared_with_each_other(tmp_
     )
 
 
+def test_runs_whose_dev_losses_are_of_different_examples_are_seeds_of_one_configuration(tmp_path: Path) -> None:
+    few = replace(IMPROVED, data=replace(IMPROVED.data, limit_dev=9), train=replace(IMPROVED.train, seed=7))
+    (group,) = configurations(load_results([made_run(tmp_path / "a", IMPROVED), made_run(tmp_path / "b", few)]))
+    assert len(group.results) == 2
+
+
 def test_tables_1_and_2_have_the_settings_of_the_run_folders(tmp_path: Path) -> None:
     settings = replace(
         IMPROVED, lora=replace(IMPROVED.lora, rank=8), train=replace(IMPROVED.train, learning_rate=2e-3, max_steps=700)

@@ -179,7 +179,12 @@ def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path, here: World)
 
 def test_a_setting_that_a_checkpoint_does_not_record_had_its_default(tmp_path: Path, here: World) -> None:
     save(checkpoints(tmp_path), 3, here)
-    newer = {"--lora.dora": False, "--train.lora-plus-ratio": 1.0, "--data.linearization": "csv"}
+    newer = {
+        "--lora.dora": False,
+        "--data.limit-dev": None,
+        "--train.lora-plus-ratio": 1.0,
+        "--data.linearization": "csv",
+    }
     assert checkpoints(tmp_path, identity={**IDENTITY, **newer}).newest() is not None
     with pytest.raises(UserError, match=r"other settings: --lora\.dora was False, is True$"):
         checkpoints(tmp_path, identity={**IDENTITY, **newer, "--lora.dora": True}).newest()

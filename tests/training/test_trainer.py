@@ -13,7 +13,9 @@ from small_training import small_training
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from lora_dist.cli.main import main
+from lora_dist.config import DataSettings
 from lora_dist.config_io import read_settings
+from lora_dist.data.e2e import load_split, write_csv
 from lora_dist.errors import UserError
 from lora_dist.run_dir import RunDir
 from lora_dist.training import profiler
@@ -78,6 +80,23 @@ def test_a_resumed_run_ends_in_the_same_bits_and_log(
     ]
 
 
+def test_a_log_file_gets_lines_with_losses_and_rates_instead_of_a_progress_bar(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_dist.distributed.logs.LINE_SECONDS", 0.0)
+    run = RunDir(tmp_path / "run")
+    assert main([*arguments, "--out", str(run.root)]) == 0
+    text = capsys.readouterr().err
+    assert "\r" not in text
+    assert "%|" not in text
+    for row in rows(run):
+        if "loss" in row:
+            values = f"loss {row['loss']:.4f}, lr {row['lr']:.1e}, {row['examples_per_second']:.1f} examples/s"
+            assert f"\nstep {row['step']} of 6: {values}, 00:0" in text
+        else:
+            assert f"\ndev loss {row['dev_loss']:.4f}, perplexity {row['dev_perplexity']:.3f} after" in text
+
+
 def test_checkpoints_hold_only_trainable_parameters_and_optimizer_state(finished: RunDir) -> None:
     assert complete_checkpoints(finished) == [2, 4, 6]
     trainable = sum(tensor.numel() for tensor in load_file(finished.adapter / "adapter_model.safetensors").values())
@@ -93,6 +112,27 @@ def test_resuming_with_other_settings_is_refused_with_the_difference(
     assert main([*arguments, "--lora.rank", "8", "--resume", "--out", str(finished.root)]) == 2
     assert "--lora.rank was 16, is 8" in capsys.readouterr().err
     assert weights(finished) == before
+
+
+def test_the_dev_loss_of_the_first_examples_is_that_of_a_dev_set_which_has_no_others(
+    arguments: list[str], finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited, cut, corpus = RunDir(tmp_path / "limited"), RunDir(tmp_path / "cut"), tmp_path / "corpus"
+    assert main([*arguments, "--data.limit-dev", "5", "--out", str(limited.root)]) == 0
+    whole = DataSettings(dir=Path(arguments[arguments.index("--data.dir") + 1]))
+    shutil.copytree(whole.dir or "", corpus)
+    write_csv(corpus / "devset.csv", load_split(whole, "dev")[:5])
+    assert main([*arguments, "--data.dir", str(corpus), "--out", str(cut.root)]) == 0
+
+    def losses(run: RunDir) -> list[tuple[float, float]]:
+        return [(row["dev_loss"], row["dev_nll"]) for row in rows(run) if "dev_loss" in row]
+
+    assert losses(limited) == losses(cut)
+    assert len(losses(limited)) == len(losses(finished)) == 2
+    assert losses(limited) != losses(finished)
+    assert weights(limited) == weights(finished)
+    assert main([*arguments, "--data.limit-dev", "6", "--resume", "--out", str(limited.root)]) == 2
+    assert "other settings: --data.limit-dev was 5, is 6" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changed", [(), ("--train.seed", "7", "--lora.rank", "8")])

@@ -143,6 +143,8 @@ def test_the_expected_duration_of_a_run_is_that_of_its_parts() -> None:
     settings = replace(IMPROVED, model=ModelSettings(name="x"), train=replace(IMPROVED.train, epochs=2))
     assert speed.seconds(settings, trains=False) == 7 + 20 * 0.5
     assert speed.seconds(settings, trains=True) == 7 + 10 + (2 * 800 + 2 * 60 / 3) / 10
+    small = replace(settings, data=DataSettings(limit_dev=30))
+    assert speed.seconds(small, trains=True) == 7 + 10 + (2 * 800 + 2 * 30 / 3) / 10
     few = replace(settings, decode=replace(settings.decode, limit=4))
     assert speed.seconds(few, trains=False) == 7 + 2
     scored = replace(settings, train=replace(settings.train, score_dev="epoch"))
