@@ -99,7 +99,7 @@ def _measure_all(programs: Mapping[str, Program], threads: int, *, on_gpu: bool)
     """Measure each program; return its measurement and the number of prompts."""
     rounds: dict[str, list[Measurement]] = {name: [] for name in programs}
     turns = [*programs.items()] * (1 if on_gpu else CPU_ROUNDS)
-    for name, (program, *arguments) in tqdm(turns, desc="bench decode", unit="program"):
+    for name, (program, *arguments) in tqdm(turns, desc="bench decode", unit="program", disable=None):
         rounds[name].append(measure_apart(program, *arguments, threads=threads))
     return {
         name: (min(measured, key=lambda one: one.seconds), len(programs[name][2])) for name, measured in rounds.items()

@@ -54,7 +54,7 @@ def bench_scaling(settings: Settings, shape: str | None, precision: Precision, s
         own = replace(settings, model=replace(settings.model, name=str(folder / "model")))
         write_json(folder / "arguments.json", {"settings": to_json(own), "warm_up": WARM_UP, "steps": steps})
         turns = [(processes, command) for _ in range(ROUNDS) for processes, command in programs.items()]
-        for processes, command in tqdm(turns, desc="bench scaling", unit="program"):
+        for processes, command in tqdm(turns, desc="bench scaling", unit="program", disable=None):
             result = _run(command, folder, precision)
             if processes not in best or result["seconds"] < best[processes]["seconds"]:
                 best[processes] = result

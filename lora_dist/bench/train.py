@@ -173,7 +173,7 @@ def _measure_all(programs: Mapping[str, Program], threads: int, rounds: int) -> 
     """Measure each program and return its best measurement."""
     best: dict[str, Measurement] = {}
     turns = [(name, program) for _ in range(rounds) for name, program in programs.items()]
-    for name, program in tqdm(turns, desc="bench train", unit="program"):
+    for name, program in tqdm(turns, desc="bench train", unit="program", disable=None):
         measured = measure_apart(program.run, program.inputs, *program.arguments, threads=threads)
         if name not in best or measured.seconds < best[name].seconds:
             best[name] = measured

@@ -43,7 +43,7 @@ def pretrain(texts: list[str], folder: Path, seed: int, steps: int = PRETRAINING
     encoded = [torch.tensor([eos, *ids, eos]) for ids in tokenizer(texts).input_ids]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    for _ in trange(steps, desc="pre-train", unit="step"):
+    for _ in trange(steps, desc="pre-train", unit="step", disable=None):
         rows = [encoded[index] for index in torch.randint(len(encoded), (PRETRAINING_BATCH,)).tolist()]
         ids = pad_sequence(rows, batch_first=True, padding_value=eos)
         real = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]

@@ -59,30 +59,22 @@ class TrainingStrategy:
         self._adapter = adapter
         self._max_grad_norm = max_grad_norm
         self._zero = world.zero_stage > 0
-        size = adapter.values.numel()
-        if self._zero:
-            _configure_deepspeed(world, size, micro_batch_size, max_grad_norm)
+        self._wrapped = self._zero or world.size > 1
         decays = [weight_decay] if isinstance(weight_decay, float) else weight_decay
         values = adapter.values
         # Views of `values`, which AdamW changes in place, as adapters may have learning rates of their own.
         self._rows = [values] if adapter.count == 1 else [row.detach().requires_grad_() for row in values]
-        alike: dict[Hashable, list[int]] = {}
-        for number, key in enumerate(zip(decays, schedules, strict=True)):
-            alike.setdefault(key, []).append(number)
-        self._groups = list(alike.values())
+        self._groups = _alike(list(zip(decays, schedules, strict=True)))
         """Adapters of each of AdamW's groups."""
         groups = [{"params": [self._rows[n] for n in own], "weight_decay": decays[own[0]]} for own in self._groups]
         self._unwrapped = module.train()
         self._module: Any = module
         self._optimizer: Any = adamw(groups, adapter, lora_plus_ratio=lora_plus_ratio, rank=world.rank)
-        self._wrapped = self._zero or world.size > 1
+        if self._zero:
+            _configure_deepspeed(world, values.numel(), micro_batch_size, max_grad_norm)
+        elif self._wrapped:
+            _configure_ddp(world, values.numel())
         if self._wrapped:
-            if not self._zero:
-                world.accelerator.ddp_handler = DistributedDataParallelKwargs(
-                    broadcast_buffers=False,  # they are constants
-                    gradient_as_bucket_view=True,
-                    bucket_cap_mb=math.ceil(4 * size / 2**20),  # one bucket
-                )
             self._module, self._optimizer = world.accelerator.prepare(module, self._optimizer)
             load_weights_whole()  # `prepare` has turned partitioning on again
 
@@ -193,6 +185,23 @@ class TrainingStrategy:
         whole = safe_get_full_fp32_param(values) if key is None else safe_get_full_optimizer_state(values, key)
         assert isinstance(whole, Tensor), "DeepSpeed does not know this parameter"
         return whole.detach().to("cpu", torch.float32, copy=True)
+
+
+def _alike(keys: Sequence[Hashable]) -> list[list[int]]:
+    """Group the indices of equal keys."""
+    found: dict[Hashable, list[int]] = {}
+    for number, key in enumerate(keys):
+        found.setdefault(key, []).append(number)
+    return list(found.values())
+
+
+def _configure_ddp(world: World, size: int) -> None:
+    """Choose DDP's options; `size` is the number of trainable parameters."""
+    world.accelerator.ddp_handler = DistributedDataParallelKwargs(
+        broadcast_buffers=False,  # they are constants
+        gradient_as_bucket_view=True,
+        bucket_cap_mb=math.ceil(4 * size / 2**20),  # one bucket
+    )
 
 
 def _configure_deepspeed(world: World, size: int, micro_batch_size: int, max_grad_norm: float | None) -> None:
