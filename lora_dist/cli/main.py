@@ -102,6 +102,9 @@ def _explain(error: BaseException) -> tuple[int, str]:
             "--train.gradient-checkpointing, --train.cuda-graphs off, a smaller --decode.batch-tokens, or "
             f"accelerate_configs/zero3.yaml (lora-dist plan shows what is needed): {first_line}"
         )
+    if "does not have a deterministic implementation" in str(error):
+        reason = str(error).partition(", but")[0]
+        return 1, f"complete checkpoints are kept: add --resume and --train.no-deterministic, as {reason}"
     raise error
 
 

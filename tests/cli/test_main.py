@@ -206,6 +206,11 @@ def test_no_command_writes_to_the_folder_of_a_model_or_of_other_files(
             2,
             "/a/b cannot be used \\(Permission denied\\): name another place",
         ),
+        (
+            RuntimeError("put_ does not have a deterministic implementation, but you set 'torch.use_determ..."),
+            1,
+            "complete checkpoints are kept: add --resume and --train.no-deterministic, as put_ does not have .*tion$",
+        ),
         (OSError(errno.EROFS, "Read-only file system", "/a/b"), 2, "/a/b cannot be used \\(Read-only file system\\)"),
     ],
 )
