@@ -12,20 +12,18 @@ from lora_dist.planning.memory import BYTES, Kind
 
 
 def logits_bytes(shape: BatchShape, vocabulary: int, precision: Precision, kind: Kind) -> int:
-    """Compute the bytes of the buffers of (labels, vocabulary) in `loss.LossHead`."""
+    """Compute the bytes of the logits (outputs, vocabulary) in `loss.LossHead`, where no other buffer is as large."""
     rows = max(1, kernels_for(torch.device(kind)).MAX_LOGITS // vocabulary)
-    outputs, labels = min(shape.outputs, rows), min(shape.labels, rows)
-    # A GPU's log-softmax is a second buffer, and of bf16 logits one in fp32 after a conversion to fp32.
-    more = 0 if kind == "cpu" else 4 if precision == "fp32" else 8
-    return (outputs * BYTES[precision] + labels * more) * vocabulary
+    return min(shape.outputs, rows) * BYTES[precision] * vocabulary
 
 
 def saved_bytes(model: GPT2LMHeadModel, shape: BatchShape, precision: Precision, kind: Kind) -> int:
     """Compute the bytes that autograd keeps for backward of a forward pass of `loss.ReferenceLoss`.
 
     Nothing is kept before the first adapter, as no gradient flows further down. A frozen layer does not keep its input.
-    An adapter keeps its input after dropout and, if the gradient flows on, the mask; on a GPU there is a mask in any
-    case, as all are drawn at once. The adapter is kept as a copy in the precision of the activations.
+    An adapter keeps its input after dropout and, if the gradient flows on, the mask; on a GPU it keeps 16-bit integers
+    instead, in any case, as they are drawn for all layers at once. The adapter is kept as a copy in the precision of
+    the activations.
 
     Args:
         model: GPT-2 with an adapter; only its shapes matter.
@@ -40,17 +38,17 @@ def saved_bytes(model: GPT2LMHeadModel, shape: BatchShape, precision: Precision,
     flows = False  # whether the gradient flows down to this point of the residual stream
     for number, block in enumerate(body.h):
         elements += flows * _norm(rows, width)
-        kept, attended = _layer(block.attn.c_attn, rows, flows, kind)
+        kept, attended = _layer(block.attn.c_attn, rows, flows, precision, kind)
         elements += kept + attended * _attention(model, shape, precision, kind)
         if number == len(body.h) - 1:
             rows = shape.outputs
-        kept, attended = _layer(block.attn.c_proj, rows, attended, kind)
+        kept, attended = _layer(block.attn.c_proj, rows, attended, precision, kind)
         elements += kept + attended * _mask(block.attn.resid_dropout, rows * width)
         flows = flows or attended
         elements += flows * _norm(rows, width)
-        kept, activated = _layer(block.mlp.c_fc, rows, flows, kind)
+        kept, activated = _layer(block.mlp.c_fc, rows, flows, precision, kind)
         elements += kept + activated * rows * (config.n_inner or 4 * width)
-        kept, activated = _layer(block.mlp.c_proj, rows, activated, kind)
+        kept, activated = _layer(block.mlp.c_proj, rows, activated, precision, kind)
         elements += kept + activated * _mask(block.mlp.dropout, rows * width)
         flows = flows or activated
     elements += _norm(rows, width)  # the final norm
@@ -67,12 +65,13 @@ def _mask(dropout: nn.Dropout, elements: int) -> int:
     return elements if dropout.p > 0 else 0
 
 
-def _layer(layer: nn.Module, rows: int, flows: bool, kind: Kind) -> tuple[int, bool]:
+def _layer(layer: nn.Module, rows: int, flows: bool, precision: Precision, kind: Kind) -> tuple[int, bool]:
     """Count the elements that a layer keeps, and return whether the gradient flows through its output."""
     if not isinstance(layer, LoraConv1D):
         return 0, flows
     rank, (inputs, outputs) = layer.lora_A.shape[0], layer.weight().shape
-    mask = rows * inputs if layer.dropout > 0 and (flows or kind == "cuda") else 0
+    integers = rows * inputs * 2 // BYTES[precision]
+    mask = 0 if layer.dropout == 0 else integers if kind == "cuda" else flows * rows * inputs
     joined = outputs * rank if layer.parts else 0  # the B of all pairs with its zeros
     scaled = 2 * rows * outputs if layer.dora else 0  # what DoRA's factors scale
     return mask + rows * (inputs + rank) + joined + scaled, True

@@ -19,6 +19,7 @@ SHARED = ROOT.parent / "shared"
 TIMEOUT = 900
 SMALL = "--train.max-steps 6 --train.warmup-steps 2 --data.limit-dev 20 --decode.limit 4"
 PROGRAMS = {
+    "pip": "echo pip must not change the environment of the tests >&2; exit 1",
     "python": f'exec {sys.executable} "$@"',
     "lora-dist": f'exec {sys.executable} -m lora_dist "$@"',
     "accelerate": f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"',

@@ -34,7 +34,7 @@ BATCHED_ADAPTERS = True
 """See `cpu.BATCHED_ADAPTERS`; one kernel instead of one for each adapter."""
 
 MAX_LOGITS = 2**24
-"""See `cpu.MAX_LOGITS`; 160 MiB in bf16 and its two fp32 buffers, enough for 8 of E2E's examples."""
+"""See `cpu.MAX_LOGITS`; 32 MiB in bf16, enough for 8 of E2E's examples."""
 
 CHUNK_TOKENS = 2**19
 """See `cpu.CHUNK_TOKENS`; with E2E's 630 prompts and 64 tokens of 10 beams there is one chunk."""
