@@ -160,11 +160,11 @@ class TrainSettings:
     def __post_init__(self) -> None:
         sizes = ("epochs", "max_steps", "global_batch_size", "refs_per_mr", "accumulation_steps")
         _require_at_least_1("train", self, *sizes, "log_steps", "checkpoint_steps", "keep_checkpoints")
-        for name in ("learning_rate", "lora_plus_ratio", "weight_decay", "warmup_steps", "seed"):
-            value = getattr(self, name)
-            _require(math.isfinite(value) and value >= 0, flag("train", name), value, "must be >= 0")
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "seed"):
+            _require(0 <= (value := getattr(self, name)) < math.inf, flag("train", name), value, "must be >= 0")
         _require(self.seed < 2**63, "--train.seed", self.seed, "must be < 2**63")
         _require(0 <= (p := self.label_smoothing) < 1, "--train.label-smoothing", p, "must be 0 <= p < 1")
+        _require(0 < (ratio := self.lora_plus_ratio) < math.inf, "--train.lora-plus-ratio", ratio, "must be > 0")
         _require((norm := self.max_grad_norm) is None or norm > 0, "--train.max-grad-norm", norm, "must be > 0")
         ok = self.select == "last" or self.score_dev == "epoch"
         _require(ok, "--train.select", self.select, "this needs dev scores, add --train.score-dev epoch")

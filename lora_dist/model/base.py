@@ -199,6 +199,8 @@ def _named(name: str) -> str:
 
 def _not_loadable(name: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not os.path.exists(name) and (name.count("/") > 1 or name.startswith(("/", ".", "~"))):  # no hub id
+        reason = "there is no such folder"
     return UserError(
         f"{_named(name)} cannot be loaded ({reason}): give the folder of a GPT-2 checkpoint, or a hub id such as "
         "gpt2 on a machine that reaches the hub or has it in its cache"

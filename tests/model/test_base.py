@@ -196,6 +196,12 @@ def test_a_folder_without_a_tokenizer_is_refused_by_name(copy: Path, damage: Dam
         load_tokenizer(ModelSettings(name=str(copy)))
 
 
+@pytest.mark.parametrize("name", ["/no/such/gpt2", "./gpt2", "~/gpt2", "models/of/mine"])
+def test_a_folder_that_does_not_exist_is_not_taken_for_a_hub_id(name: str) -> None:
+    with pytest.raises(UserError, match=rf"--model\.name {name} cannot be loaded \(there is no such folder\)"):
+        load_tokenizer(ModelSettings(name=name))
+
+
 def test_a_hub_id_that_is_not_in_the_cache_is_refused_offline(tokenizer: Any) -> None:
     settings = ModelSettings(name="no-such-owner/no-such-gpt2")
     with pytest.raises(UserError, match=r"--model\.name no-such-owner/no-such-gpt2 cannot be loaded"):
