@@ -77,8 +77,11 @@ def preset_name(settings: Settings) -> str:
 
 
 def _option_label(option: str, value: Any) -> str:
-    """Format `--train.refs-per-mr` with value 8 as `refs-per-mr 8`."""
-    return f"{option.split('.')[-1]} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+    """Format `--train.refs-per-mr` with value 8 as `refs-per-mr 8`, and `--lora.dora` as `dora` or `no-dora`."""
+    name = option.split(".")[-1]
+    if isinstance(value, bool):
+        return name if value else f"no-{name}"
+    return f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _score_options(result: Result) -> dict[str, Any]:

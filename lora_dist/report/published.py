@@ -95,7 +95,7 @@ def published_rows(names: Sequence[str], choice: Choice) -> tuple[list[tuple[str
     notes = ["Published rows: a dash stands for what the source does not say"]
     if not sizes:
         sizes = {"gpt2"}
-        unknown = ", ".join(sorted(map(_short, names)))
+        unknown = ", ".join(sorted(set(map(_short, names))))
         notes.append(f"No scores are published for {unknown}: the rows after the paper's are GPT-2 Small's")
     others = [m for m in methods() if m.model in sizes and not m.source.startswith("Swift")]
     others.sort(key=lambda m: (GROUPS.index(m.choice), list(SIZES).index(m.model)))  # stable: the file's order within

@@ -11,7 +11,7 @@ from made_runs import made_run
 from lora_dist.cli.arguments import ReportCommand
 from lora_dist.cli.parsing import parse
 from lora_dist.presets import IMPROVED
-from lora_dist.report.configurations import configurations
+from lora_dist.report.configurations import configurations, preset_name
 from lora_dist.report.published import PAPER, SIZES, TRAINABLE, Choice, methods, published_rows
 from lora_dist.report.results import load_results
 from lora_dist.report.tables import Table, improvement_table, score_table
@@ -73,7 +73,7 @@ def test_a_value_that_the_source_does_not_give_is_a_dash_with_a_note() -> None:
 def test_rows_of_two_sizes_name_theirs_and_a_model_without_rows_gets_smalls_with_a_note() -> None:
     rows, _ = published_rows(["gpt2", "gpt2-medium"], "all")
     assert {"Fine-tuning, GPT-2 Small", "Fine-tuning, GPT-2 Medium"} <= {row[0] for row in rows}
-    rows, notes = published_rows(["../shared/mini-gpt2"], "all")
+    rows, notes = published_rows(["../shared/mini-gpt2", "runs/base/mini-gpt2"], "all")
     assert "Prefix-tuning" in {row[0] for row in rows}
     assert notes[1] == "No scores are published for mini-gpt2: the rows after the paper's are GPT-2 Small's"
 
@@ -84,3 +84,8 @@ def test_published_rows_can_be_the_papers_only_or_none(tmp_path: Path) -> None:
     groups = configurations(load_results([made_run(tmp_path / "run")]))
     assert improvement_table(groups, "none").rows == ()
     assert parse(ReportCommand, "report", ["runs/a", "--published", "none"]).published == "none"
+
+
+def test_a_variant_is_named_after_the_preset_that_it_is_nearest_to() -> None:
+    dora = replace(IMPROVED, lora=replace(IMPROVED.lora, dora=True, rank=8))
+    assert preset_name(dora) == "improved, rank 8, dora"
