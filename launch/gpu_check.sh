@@ -51,7 +51,8 @@ measure() { # NAME SECONDS COMMAND...: the output goes to NAME.log; a failing or
   shift 2
   echo "$name ..."
   rm -f "$out/$name.json"
-  if timeout "$seconds" "$@" >"$out/$name.log" 2>&1; then
+  # As by Ctrl-C, so that pytest tells what has failed until then.
+  if timeout --signal=INT --kill-after=10 "$seconds" "$@" >"$out/$name.log" 2>&1; then
     echo "$name: $((SECONDS - begin)) s"
   else
     failed+=("$name")
@@ -75,7 +76,7 @@ each_case() { # PART ARGUMENTS...: for every shape and preset
 
 for part in $parts; do
   case $part in
-    tests) measure tests 240 python3 -m pytest -m gpu -n 8 -rs tests/launched/test_gpu*.py tests/model/kernels/test_gpu_kernels.py ;;
+    tests) measure tests 240 python3 -m pytest -m gpu -n 8 -rs --tb=short tests/launched/test_gpu*.py tests/model/kernels/test_gpu_kernels.py ;;
     train) each_case train "${train[@]}" ;;
     decode)
       limit=300 # a process for each program and round, most of whose time is its start

@@ -23,7 +23,6 @@ WARPS = 16
 LOWEST = -1e30
 """A finite value below all logits, as the difference of two infinities is no number."""
 
-
 PIECE = 1024
 """Elements that a program of `Drop` computes."""
 
