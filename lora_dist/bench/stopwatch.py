@@ -72,7 +72,9 @@ class Stopwatch:
         if self._profiler is None:
             return StepTimes(seconds, None, None, None, loss)
         events = self._profiler.events() or []  # type: ignore[no-untyped-call]
-        kernels = [event for event in events if event.device_type == DeviceType.CUDA]
+        # The optimizer's step is an annotation, which lasts as long as its kernels.
+        on_device = (event for event in events if event.device_type == DeviceType.CUDA)
+        kernels = [event for event in on_device if not event.is_user_annotation]
         launches = sum(event.name in LAUNCHES for event in events)
         return StepTimes(seconds, sum(e.self_device_time_total for e in kernels) / 1e6, len(kernels), launches, loss)
 
