@@ -75,7 +75,8 @@ def parse_with_preset(command: type[S], name: str, summary: str | None, argv: Se
         print(usage(name, (summary or "").strip()))
         sys.exit(0 if argv else USER_ERROR)
     if argv[0] not in PRESETS:
-        raise UserError(f"{argv[0]} is not a preset: give one of {', '.join(PRESETS)}, as in lora-dist {name} improved")
+        wrong = "the preset is missing" if argv[0].startswith("-") else f"{argv[0]} is not a preset"
+        raise UserError(f"{wrong}: give one of {', '.join(PRESETS)}, as in lora-dist {name} improved")
     preset = PRESETS[argv[0]].settings
     default = command(**{f.name: getattr(preset, f.name) for f in fields(preset)})
     return parse(command, f"{name} {argv[0]}", argv[1:], default)  # type: ignore[type-var]

@@ -113,6 +113,11 @@ def _read_csv(path: Path, corpus: Corpus) -> list[Example]:
     pairs = read_pairs(path, text, (header.index("mr"), header.index("ref")), len(header))
     if not pairs:
         raise UserError(f"{path} has no rows under its header: use {corpus.source}")
+    for mr in dict.fromkeys(mr for mr, _ in pairs):
+        try:
+            parse_mr(mr)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     return [Example(*pair) for pair in pairs]
 
 

@@ -22,6 +22,7 @@ from lora_dist.planning.here import default_precision, memory_here
 from lora_dist.planning.memory import Kind, Memory, Workload, bytes_sent, memory, several
 from lora_dist.planning.shapes import Corpus, read_corpus, read_model_files
 from lora_dist.training.captured import why_eager
+from lora_dist.training.step import why_no_peak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,12 +226,7 @@ def _schedule(cfg: TrainSettings, corpus: Corpus, trainable: int, width: int) ->
 
 
 def _notes(cfg: TrainSettings, corpus: Corpus, kind: Kind) -> list[str]:
-    found, total = [], cfg.total_steps(corpus.examples)
-    if cfg.warmup_steps >= total:
-        found.append(
-            f"the warm-up takes {cfg.warmup_steps:,} steps and the training {total:,}: the learning rate never "
-            f"reaches {cfg.learning_rate:g}; lower --train.warmup-steps"
-        )
+    found = [] if (note := why_no_peak(cfg, cfg.total_steps(corpus.examples))) is None else [note]
     if corpus.missing:
         found += [*corpus.missing, "until then lengths are those of E2E as published"]
     if cfg.refs_per_mr > 1 or cfg.gradient_checkpointing:

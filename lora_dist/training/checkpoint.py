@@ -131,4 +131,5 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     # What only one of them has follows from another difference: the dev data matters if an epoch is selected by it.
     shown = [key for key in changed if key in old and key in new] or changed
-    return ", ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in shown)
+    differences = ", ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in shown)
+    return f"{differences}; keep the old, or name another --out"

@@ -142,6 +142,16 @@ class _Examples:
         return self._order
 
 
+def why_no_peak(cfg: TrainSettings, total_steps: int) -> str | None:
+    """Return why the learning rate never reaches its peak in a training of `total_steps`; None if it does."""
+    if cfg.warmup_steps < total_steps:
+        return None
+    return (
+        f"the warm-up takes {cfg.warmup_steps:,} steps and the training {total_steps:,}: the learning rate never "
+        f"reaches {cfg.learning_rate:g}; lower --train.warmup-steps"
+    )
+
+
 def dev_losses(
     strategy: TrainingStrategy,
     examples: TokenizedExamples,

@@ -30,7 +30,7 @@ from lora_dist.training.determinism import default_kernels, reproducible
 from lora_dist.training.epochs import DevScorer
 from lora_dist.training.profiler import profile_steps
 from lora_dist.training.run import TrainedRun
-from lora_dist.training.step import OptimizerStep, dev_losses
+from lora_dist.training.step import OptimizerStep, dev_losses, why_no_peak
 from lora_dist.training.wrap import wrap
 
 log = logging.getLogger(__name__)
@@ -212,6 +212,8 @@ class Trainer:
     def _announce(self, trainable: int) -> None:
         """Log what will be trained, on rank 0."""
         here, cfg = self.world, self.settings.train
+        if here.is_main and (note := why_no_peak(cfg, self.total_steps)) is not None:
+            log.warning(note)
         if here.is_main:
             together = f"{len(self.runs)} runs together, each with " if len(self.runs) > 1 else ""
             log.info(

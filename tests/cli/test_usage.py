@@ -36,6 +36,11 @@ def test_the_help_before_a_preset_says_what_it_does_how_to_start_and_where_all_s
         assert (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) == shown
 
 
+def test_settings_without_a_preset_are_refused_as_that(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--lora.rank", "4"]) == 2
+    assert capsys.readouterr().err.startswith("lora-dist: the preset is missing: give one of baseline, improved,")
+
+
 def test_every_command_without_a_preset_shows_its_usage_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["run"], ["sweep"], ["bench", "train"]):
         with pytest.raises(SystemExit, match="2"):

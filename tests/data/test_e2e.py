@@ -95,6 +95,13 @@ def test_references_are_written_as_in_a_file_the_official_script_has_scored() ->
 # Reading a folder of CSVs
 
 
+@pytest.mark.parametrize("mr", ["Alpina art museum", "name[Alpina, kind[art]", "name[Alpina] kind", "name[]"])
+def test_an_mr_without_slot_notation_is_refused_with_the_file(write: Write, mr: str) -> None:
+    settings = write(b"mr,ref\n" + ROW + f'"{mr}",Some text.\n'.encode())
+    with pytest.raises(UserError, match=rf"devset\.csv: '{re.escape(mr)}' is not a meaning representation: write"):
+        load_split(settings, "dev")
+
+
 @pytest.mark.parametrize(
     "data",
     [

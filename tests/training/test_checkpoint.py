@@ -144,7 +144,8 @@ def test_a_checkpoint_that_is_complete_is_not_written_again(tmp_path: Path, here
 def test_a_checkpoint_of_another_training_is_refused_with_the_difference(tmp_path: Path, here: World) -> None:
     save(checkpoints(tmp_path), 1, here)
     other = checkpoints(tmp_path, identity={**IDENTITY, "--lora.rank": 8})
-    with pytest.raises(UserError, match=rf"^{tmp_path} was trained with other settings: --lora\.rank was 4, is 8$"):
+    message = rf"^{tmp_path} was trained with other settings: --lora\.rank was 4, is 8; keep the old, or name another"
+    with pytest.raises(UserError, match=message):
         other.newest()
 
 
@@ -186,5 +187,5 @@ def test_a_setting_that_a_checkpoint_does_not_record_had_its_default(tmp_path: P
         "--data.linearization": "csv",
     }
     assert checkpoints(tmp_path, identity={**IDENTITY, **newer}).newest() is not None
-    with pytest.raises(UserError, match=r"other settings: --lora\.dora was False, is True$"):
+    with pytest.raises(UserError, match=r"other settings: --lora\.dora was False, is True; keep"):
         checkpoints(tmp_path, identity={**IDENTITY, **newer, "--lora.dora": True}).newest()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from lora_dist.config import DataSettings
 from lora_dist.config_io import read_settings
 from lora_dist.data.e2e import load_split, write_csv
 from lora_dist.errors import UserError
+from lora_dist.presets import IMPROVED
 from lora_dist.run_dir import RunDir
 from lora_dist.training import profiler
+from lora_dist.training.step import why_no_peak
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,15 @@ def test_the_same_settings_give_the_same_bits_and_another_seed_others(
     assert main([*arguments, "--train.seed", "7", "--out", str(other.root)]) == 0
     assert weights(again) == weights(finished)
     assert weights(other) != weights(finished)
+
+
+@pytest.mark.parametrize("steps", [9, 10])
+def test_a_warm_up_that_takes_the_whole_training_is_told(steps: int) -> None:
+    note = why_no_peak(replace(IMPROVED.train, warmup_steps=9, learning_rate=0.5), steps)
+    short = (
+        "the warm-up takes 9 steps and the training 9: the learning rate never reaches 0.5; lower --train.warmup-steps"
+    )
+    assert note == (short if steps == 9 else None)
 
 
 def test_training_lowers_the_loss_and_changes_every_matrix(arguments: list[str], tmp_path: Path) -> None:
