@@ -13,6 +13,9 @@ SWAPS = 2
 """Swaps of examples between ranks that balance their work: with 8 examples on two ranks, the busier one has 0.5 % more
 work than the mean after two swaps, 1.4 % more without any."""
 
+DEV_SPEEDUP = 3
+"""How many dev examples take the time of a training example, about: they need a forward pass only. For estimates."""
+
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> Indices:
     """Return the order of the examples in an epoch, a permutation that depends on seed and epoch only: (examples,)."""

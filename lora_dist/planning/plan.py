@@ -10,6 +10,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from lora_dist.config import Precision, Settings, TrainSettings
+from lora_dist.data.sampler import DEV_SPEEDUP
 from lora_dist.data.shapes import BatchShape
 from lora_dist.decoding.beam_search import check_room
 from lora_dist.distributed.launcher import STRATEGIES, Strategy
@@ -39,7 +40,7 @@ class Schedule:
     dev_evaluations: int
     """Computations of the dev loss."""
     dev_steps: int
-    """Training steps in whose time they are made, about: a dev example takes a third, as it has a forward pass only."""
+    """Training steps in whose time they are made, about, see `DEV_SPEEDUP`."""
     checkpoints: int
     """Checkpoints written in the whole training."""
     checkpoints_kept: int
@@ -218,7 +219,7 @@ def _schedule(cfg: TrainSettings, corpus: Corpus, trainable: int, width: int) ->
         warmup=warmup,
         learning_rates=[(step, cfg.learning_rate_at(step - 1, total)) for step in some],
         dev_evaluations=dev_evaluations,
-        dev_steps=round(dev_evaluations * corpus.dev_examples / 3 / cfg.global_batch_size),
+        dev_steps=round(dev_evaluations * corpus.dev_examples / DEV_SPEEDUP / cfg.global_batch_size),
         checkpoints=checkpoints,
         checkpoints_kept=min(cfg.keep_checkpoints, checkpoints),
         checkpoint_bytes=12 * trainable + 4 * width,  # adapter, two moments, the reference token's row, all in fp32

@@ -10,6 +10,7 @@ from pathlib import Path
 from lora_dist.config import DataSettings, Settings
 from lora_dist.config_io import changed_options, nearest_preset, to_arguments
 from lora_dist.data.e2e import FILES, SPLITS, group_by_mr, load_split, write_csv
+from lora_dist.data.sampler import DEV_SPEEDUP
 from lora_dist.files import read_json
 from lora_dist.run_dir import RunDir
 from lora_dist.training.log_rows import read_log
@@ -43,9 +44,8 @@ class Speed:
         if trains:
             steps = settings.train.total_steps(self.examples["train"])
             epochs = -(-steps // settings.train.steps_per_epoch(self.examples["train"]))
-            # A dev example takes only a forward pass, about a third of the work.
             dev = min(settings.data.limit_dev or self.examples["dev"], self.examples["dev"])
-            examples = steps * settings.train.global_batch_size + epochs * dev / 3
+            examples = steps * settings.train.global_batch_size + epochs * dev / DEV_SPEEDUP
             total += examples / self.examples_per_second
             if settings.train.score_dev == "epoch":
                 total += epochs * self.examples["dev MRs"] * self.seconds_per_sentence
