@@ -4,6 +4,6 @@
 # Hardware: two CPU cores and 4 GiB of memory. Time: about two minutes after the installation.
 # Leaves: runs/demo/run with scores.json, report.md and report.html. Extra arguments go to `lora-dist demo`.
 set -euo pipefail
-source "$(dirname "$0")/setup.sh"
+source "$(dirname "$0")/setup.sh" ""
 export HF_HUB_OFFLINE=1
 exec python -m lora_dist demo "$@"

@@ -7,5 +7,5 @@
 # command resumes.
 # Usage: bash launch/reproduce.sh [--out runs/NAME] [--seeds 1 2 3 4 5] [--models gpt2] [--compare-decoding] ...
 set -euo pipefail
-source "$(dirname "$0")/setup.sh"
+source "$(dirname "$0")/setup.sh" ""
 exec python -m lora_dist reproduce "$@"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Create .venv on the first call, install this project in it, and activate it; the other scripts source this one.
 #   setup.sh [EXTRA]   EXTRA is one of pyproject's optional-dependencies, such as test or dev
+# A script that sources this one always gives EXTRA, if only "": bash would pass on its own arguments otherwise.
 # Time: some minutes the first time (torch and DeepSpeed), a second afterwards.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -5,5 +5,5 @@
 # Leaves: the run directory given by --out (default runs/run): adapter, checkpoints, decode, scores.json, report.html.
 # Usage: bash launch/single.sh {baseline,improved,original} [--out runs/NAME] [--model.name gpt2-medium] [--data.dir DIR] ...
 set -euo pipefail
-source "$(dirname "$0")/setup.sh"
+source "$(dirname "$0")/setup.sh" ""
 exec python -m lora_dist run "$@"

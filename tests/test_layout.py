@@ -77,3 +77,11 @@ def test_files_have_at_most_250_lines_and_functions_at_most_50() -> None:
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         long += [f"{file}:{f.name}" for f in functions if (f.end_lineno or 0) - f.lineno + 1 > 50]
     assert not long
+
+
+def test_scripts_do_not_pass_their_own_arguments_to_the_set_up_that_they_source() -> None:
+    """Bash gives a sourced script the arguments of the one that sources it, unless it has some of its own."""
+    lines = [line for script in PACKAGE.parent.glob("launch/*.sh") for line in script.read_text("utf-8").splitlines()]
+    sourcing = [line for line in lines if line.startswith("source ") and "setup.sh" in line]
+    assert len(sourcing) >= 7
+    assert {line.rpartition("setup.sh")[2] for line in sourcing} == {'" ""', '" dev'}
